@@ -1,0 +1,1 @@
+"""The command `sam-amg`: parse, call, print."""

@@ -1,0 +1,1 @@
+"""Compiled twins of the plain arithmetic behind `masks` and `sam`."""

@@ -1,0 +1,1 @@
+"""The arithmetic between mask logits and run lengths."""

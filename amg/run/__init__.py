@@ -1,0 +1,1 @@
+"""Planning a job, and running it shard by shard."""
