@@ -1,0 +1,353 @@
+"""Score and draw masks straight from 256x256 logits, with the reference's two-step resampling and no full-size mask.
+
+The reference resizes logits to 1024x1024, cuts the padding off and resizes to the crop, both bilinear in float32. A
+pixel therefore depends on 2x2 values of the first step and on at most 3x3 logits. All pixels that begin at the same
+logit form a block; where the 3x3 logits under a block clear the thresholds by more than rounding can move a value, its
+pixels are counted by area, and only the other blocks are evaluated, with the arithmetic of
+`torch.nn.functional.interpolate` on contiguous float32: x first, then y; `fma(w0, a, w1 * b)`; the source index is
+`fma(scale, i + 0.5, -0.5)`, clamped at 0 and at the last value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numba import types
+from numba.core.typing.templates import Signature
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+LOGITS_SIDE = 256
+MODEL_SIDE = 1024
+ROUNDING = np.float32(4e-6)
+"""Two bilinear steps leave [min, max] by at most a few units in the last place of the largest value."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """How one axis of a crop depends on the logits.
+
+    Pixel `i` is `fma(pixel_weight_2N[0, i], v[pixel_index_2N[0, i]], pixel_weight_2N[1, i] * v[pixel_index_2N[1, i]])`
+    of the middle step `v`, whose entries are made of the logits in the same way. `start_B` (LOGITS_SIDE + 1): the
+    pixels of block b are `start_B[b]` up to `start_B[b + 1]`.
+    """
+
+    middle_index_2S: NDArray[np.int64]
+    middle_weight_2S: NDArray[np.float32]
+    pixel_index_2N: NDArray[np.int64]
+    pixel_weight_2N: NDArray[np.float32]
+    block_N: NDArray[np.int64]
+    start_B: NDArray[np.int64]
+
+    @property
+    def length(self) -> int:
+        return self.pixel_index_2N.shape[1]
+
+
+def plan_axis(length: int, resized: int) -> Axis:
+    """The axis of a crop with `length` pixels that took `resized` pixels of the model's square."""
+    middle_index, middle_weight = _bilinear(LOGITS_SIDE, MODEL_SIDE)
+    pixel_index, pixel_weight = _bilinear(resized, length)
+    block = middle_index[0, pixel_index[0]]
+    assert (middle_index[1, pixel_index[1]] <= block + 2).all()
+    start = np.searchsorted(block, np.arange(LOGITS_SIDE + 1))
+    return Axis(middle_index, middle_weight, pixel_index, pixel_weight, block, start)
+
+
+def _bilinear(n_in: int, n_out: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Indices and float32 weights (2, n_out) of torch's bilinear resize of one axis, `align_corners=False`.
+
+    The products fit in float64, so rounding its result once gives what a float32 fma gives.
+    """
+    scale = np.float64(np.float32(n_in) / np.float32(n_out))
+    source = np.maximum((scale * (np.arange(n_out) + 0.5) - 0.5).astype(np.float32), np.float32(0))
+    first = np.minimum(source.astype(np.int64), n_in - 1)
+    second = np.minimum(first + 1, n_in - 1)
+    weight = np.clip(source - first.astype(np.float32), np.float32(0), np.float32(1)).astype(np.float32)
+    return np.stack([first, second]), np.stack([np.float32(1) - weight, weight])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """`count_K3`: pixels above the low, middle and high threshold; `box_K4`: half-open, in the crop, zeros when empty."""
+
+    count_K3: NDArray[np.int64]
+    box_K4: NDArray[np.int64]
+
+
+def score(logits_KLL: NDArray[np.float32], x: Axis, y: Axis, *, low: float, middle: float, high: float) -> Scores:
+    """Counts at three thresholds (`low <= middle <= high`) and the box at `middle` of K masks at the crop's resolution."""
+    count = np.zeros((len(logits_KLL), 3), np.int64)
+    box = np.zeros((len(logits_KLL), 4), np.int64)
+    thresholds = np.array([low, middle, high], np.float32)
+    _score(np.ascontiguousarray(logits_KLL), thresholds, *_arrays(x), *_arrays(y), count, box)
+    return Scores(count, box)
+
+
+def window(box: NDArray[np.int64], x: Axis, y: Axis) -> tuple[int, int, int, int]:
+    """Row, column, rows and columns of the logits that the pixels of a box (x0, y0, x1, y1) depend on."""
+    x0, y0, x1, y1 = (int(v) for v in box)
+    row, column = int(y.block_N[y0]), int(x.block_N[x0])
+    last_row = min(int(y.block_N[y1 - 1]) + 2, LOGITS_SIDE - 1)
+    last_column = min(int(x.block_N[x1 - 1]) + 2, LOGITS_SIDE - 1)
+    return row, column, last_row - row + 1, last_column - column + 1
+
+
+def draw(
+    window_RC: NDArray[np.float32], origin: tuple[int, int], box: NDArray[np.int64], x: Axis, y: Axis, *, threshold: float
+) -> NDArray[np.uint8]:
+    """The pixels of `box` (x0, y0, x1, y1 in the crop) as (width, height) uint8, from its window of the logits.
+
+    Transposed, since run lengths go down the columns.
+    """
+    x0, y0, x1, y1 = (int(v) for v in box)
+    bits = np.zeros((x1 - x0, y1 - y0), np.uint8)
+    _draw(np.ascontiguousarray(window_RC), origin[0], origin[1], np.float32(threshold), *_arrays(x), *_arrays(y), x0, y0, bits)
+    return bits
+
+
+def runs(bits_WH: NDArray[np.uint8], x0: int, y0: int, height: int, width: int) -> NDArray[np.uint32]:
+    """Column-major run lengths, zeros first, of a `height` x `width` image that is zero outside the window at (x0, y0)."""
+    changes = np.empty(_count_changes(bits_WH, y0, height) + 1, np.int64)
+    n = _find_changes(bits_WH, x0, y0, height, changes)
+    changes[n] = height * width
+    lengths = np.diff(changes[: n + 1], prepend=0)
+    return (lengths[:-1] if n and lengths[-1] == 0 else lengths).astype(np.uint32)
+
+
+def nms(boxes_K4: NDArray[np.float32], order_K: NDArray[np.int64], max_iou: float) -> NDArray[np.int64]:
+    """Greedy NMS over float32 boxes taken as x0, y0, x1, y1: indices kept, in `order_K`.
+
+    A box goes when its IoU with a kept one is above `max_iou`; 0/0 is not. Same float32 arithmetic as torchvision.
+    """
+    return _nms(np.ascontiguousarray(boxes_K4, np.float32), order_K, max_iou)
+
+
+def _arrays(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    return axis.middle_index_2S, axis.middle_weight_2S, axis.pixel_index_2N, axis.pixel_weight_2N, axis.start_B
+
+
+@intrinsic
+def _fma(typing_context, a, b, c):  # type: ignore[no-untyped-def]  # numba calls it with its own types
+    def code(context, builder, signature: Signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), code
+
+
+@numba.njit(nogil=True, cache=True)
+def _mix(w0, a, w1, b):  # type: ignore[no-untyped-def]
+    return _fma(w0, a, w1 * b)
+
+
+@numba.njit(nogil=True, cache=True)
+def _evaluate(logits, row0, column0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, pyw, ya, yb, middle, patch):  # type: ignore[no-untyped-def]
+    """Write the pixels [ya, yb) x [xa, xb) to `patch`; `logits` begins at row0, column0; `middle` is scratch."""
+    first_row, last_row = pyi[0, ya], pyi[1, yb - 1]
+    for r in range(first_row, last_row + 1):
+        top, bottom = myi[0, r] - row0, myi[1, r] - row0
+        wt, wb = myw[0, r], myw[1, r]
+        previous = np.int64(-1)
+        left_value = np.float32(0)
+        right_value = np.float32(0)
+        for i in range(xa, xb):
+            c0, c1 = pxi[0, i], pxi[1, i]
+            if c0 != previous:
+                a0, a1 = mxi[0, c0] - column0, mxi[1, c0] - column0
+                u0, u1 = mxw[0, c0], mxw[1, c0]
+                left_value = _mix(wt, _mix(u0, logits[top, a0], u1, logits[top, a1]), wb, _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]))
+                a0, a1 = mxi[0, c1] - column0, mxi[1, c1] - column0
+                u0, u1 = mxw[0, c1], mxw[1, c1]
+                right_value = _mix(wt, _mix(u0, logits[top, a0], u1, logits[top, a1]), wb, _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]))
+                previous = c0
+            middle[r - first_row, i - xa] = _mix(pxw[0, i], left_value, pxw[1, i], right_value)
+    for j in range(ya, yb):
+        r0, r1 = pyi[0, j] - first_row, pyi[1, j] - first_row
+        w0, w1 = pyw[0, j], pyw[1, j]
+        for i in range(xb - xa):
+            patch[j - ya, i] = _mix(w0, middle[r0, i], w1, middle[r1, i])
+
+
+@numba.njit(nogil=True, cache=True)
+def _widest(start):  # type: ignore[no-untyped-def]
+    widest = 1
+    for b in range(len(start) - 1):
+        widest = max(widest, start[b + 1] - start[b])
+    return widest
+
+
+@numba.njit(nogil=True, cache=True)
+def _range_3x3(logits, rows, columns, lowest, highest, low_row, high_row):  # type: ignore[no-untyped-def]
+    """Least and greatest of the 3x3 logits that begin at each cell (fewer at the far edges)."""
+    n_rows, n_columns = logits.shape
+    for r in range(rows):
+        r1, r2 = min(r + 1, n_rows - 1), min(r + 2, n_rows - 1)
+        for c in range(n_columns):
+            a, b, d = logits[r, c], logits[r1, c], logits[r2, c]
+            low_row[c] = min(a, min(b, d))
+            high_row[c] = max(a, max(b, d))
+        low_row[n_columns] = low_row[n_columns + 1] = low_row[n_columns - 1]
+        high_row[n_columns] = high_row[n_columns + 1] = high_row[n_columns - 1]
+        for c in range(columns):
+            lowest[r, c] = min(low_row[c], min(low_row[c + 1], low_row[c + 2]))
+            highest[r, c] = max(high_row[c], max(high_row[c + 1], high_row[c + 2]))
+
+
+@numba.njit(nogil=True, cache=True)
+def _score(logits_KLL, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, pyi, pyw, ys, count, box):  # type: ignore[no-untyped-def]
+    side = logits_KLL.shape[1]
+    t_low, t_mid, t_high = thresholds
+    width, height = pxi.shape[1], pyi.shape[1]
+    columns, rows = 0, 0
+    for b in range(side):
+        if xs[b + 1] > xs[b]:
+            columns = b + 1
+        if ys[b + 1] > ys[b]:
+            rows = b + 1
+    lowest, highest = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
+    low_row, high_row = np.empty(side + 2, np.float32), np.empty(side + 2, np.float32)
+    patch = np.empty((_widest(ys), _widest(xs)), np.float32)
+    middle = np.empty((8 + _widest(ys), _widest(xs)), np.float32)
+    for k in range(len(logits_KLL)):
+        logits = logits_KLL[k]
+        _range_3x3(logits, rows, columns, lowest, highest, low_row, high_row)
+        n_low = n_mid = n_high = 0
+        x0, y0, x1, y1 = width, height, -1, -1
+        for r in range(rows):
+            ya, yb = ys[r], ys[r + 1]
+            if ya == yb:
+                continue
+            for c in range(columns):
+                xa, xb = xs[c], xs[c + 1]
+                if xa == xb:
+                    continue
+                least, most = lowest[r, c], highest[r, c]
+                slack = ROUNDING * max(abs(least), abs(most))
+                if most + slack <= t_low:
+                    continue
+                area = (yb - ya) * (xb - xa)
+                if least - slack > t_high:
+                    n_low += area
+                    n_mid += area
+                    n_high += area
+                elif least - slack > t_mid and most + slack <= t_high:
+                    n_low += area
+                    n_mid += area
+                elif least - slack > t_low and most + slack <= t_mid:
+                    n_low += area
+                    continue
+                else:
+                    _evaluate(logits, 0, 0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, pyw, ya, yb, middle, patch)
+                    for j in range(yb - ya):
+                        for i in range(xb - xa):
+                            value = patch[j, i]
+                            n_low += value > t_low
+                            n_high += value > t_high
+                            if value > t_mid:
+                                n_mid += 1
+                                x0, x1 = min(x0, xa + i), max(x1, xa + i)
+                                y0, y1 = min(y0, ya + j), max(y1, ya + j)
+                    continue
+                x0, x1 = min(x0, xa), max(x1, xb - 1)
+                y0, y1 = min(y0, ya), max(y1, yb - 1)
+        count[k, 0], count[k, 1], count[k, 2] = n_low, n_mid, n_high
+        if x1 >= 0:
+            box[k, 0], box[k, 1], box[k, 2], box[k, 3] = x0, y0, x1 + 1, y1 + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw(logits, row0, column0, threshold, mxi, mxw, pxi, pxw, xs, myi, myw, pyi, pyw, ys, x0, y0, bits):  # type: ignore[no-untyped-def]
+    n_rows, n_columns = logits.shape
+    x_end, y_end = x0 + bits.shape[0], y0 + bits.shape[1]
+    patch = np.empty((_widest(ys), _widest(xs)), np.float32)
+    middle = np.empty((8 + _widest(ys), _widest(xs)), np.float32)
+    lowest, highest = np.empty((n_rows, n_columns), np.float32), np.empty((n_rows, n_columns), np.float32)
+    low_row, high_row = np.empty(n_columns + 2, np.float32), np.empty(n_columns + 2, np.float32)
+    _range_3x3(logits, n_rows, n_columns, lowest, highest, low_row, high_row)
+    for r in range(n_rows):
+        ya, yb = max(ys[row0 + r], y0), min(ys[row0 + r + 1], y_end)
+        if ya >= yb:
+            continue
+        for c in range(n_columns):
+            xa, xb = max(xs[column0 + c], x0), min(xs[column0 + c + 1], x_end)
+            if xa >= xb:
+                continue
+            least, most = lowest[r, c], highest[r, c]
+            slack = ROUNDING * max(abs(least), abs(most))
+            if most + slack <= threshold:
+                continue
+            if least - slack > threshold:
+                bits[xa - x0 : xb - x0, ya - y0 : yb - y0] = 1
+                continue
+            _evaluate(logits, row0, column0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, pyw, ya, yb, middle, patch)
+            for i in range(xb - xa):
+                for j in range(yb - ya):
+                    bits[xa + i - x0, ya + j - y0] = patch[j, i] > threshold
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_changes(bits, y0, height):  # type: ignore[no-untyped-def]
+    """At most so many places where the value changes along the columns."""
+    n = 0
+    for i in range(bits.shape[0]):
+        value = 0
+        for j in range(bits.shape[1]):
+            if bits[i, j] != value:
+                value = bits[i, j]
+                n += 1
+        n += value
+    return n
+
+
+@numba.njit(nogil=True, cache=True)
+def _find_changes(bits, x0, y0, height, changes):  # type: ignore[no-untyped-def]
+    n = 0
+    value = 0
+    for i in range(bits.shape[0]):
+        start = (x0 + i) * height + y0
+        if value and not (y0 == 0 and bits.shape[1] == height and bits[i, 0]):
+            changes[n] = start - height + bits.shape[1]
+            n += 1
+            value = 0
+        for j in range(bits.shape[1]):
+            if bits[i, j] != value:
+                value = bits[i, j]
+                changes[n] = start + j
+                n += 1
+    if value:
+        changes[n] = (x0 + bits.shape[0] - 1) * height + y0 + bits.shape[1]
+        n += 1
+    return n
+
+
+@numba.njit(nogil=True, cache=True)
+def _nms(boxes, order, max_iou):  # type: ignore[no-untyped-def]
+    k = len(order)
+    gone = np.zeros(k, np.bool_)
+    areas = np.empty(k, np.float32)
+    kept = np.empty(k, np.int64)
+    for i in range(k):
+        b = boxes[i]
+        areas[i] = (b[2] - b[0]) * (b[3] - b[1])
+    n = 0
+    for p in range(k):
+        i = order[p]
+        if gone[i]:
+            continue
+        kept[n] = i
+        n += 1
+        a = boxes[i]
+        for q in range(p + 1, k):
+            j = order[q]
+            if gone[j]:
+                continue
+            b = boxes[j]
+            w = max(np.float32(0), min(a[2], b[2]) - max(a[0], b[0]))
+            h = max(np.float32(0), min(a[3], b[3]) - max(a[1], b[1]))
+            both = w * h
+            union = areas[i] + areas[j] - both
+            if union > 0 and np.float64(both / union) > max_iou:
+                gone[j] = True
+    return kept[:n]

@@ -1,0 +1,143 @@
+"""From mask logits to candidates: predicted IoU, stability, area, box and crop edge, without a full-size mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amg.config import GenerateSettings
+from amg.geometry import Box, Crop, Size
+from amg.kernels import resample
+from amg.tensors import Candidates, MaskLogits, from_host, to_host
+from amg.values import Funnel
+
+EDGE_TOLERANCE = 20
+"""How near, in pixels, a mask's box may come to an edge of its crop that is not an edge of the image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lens:
+    """How a crop sees the logits: its place, the image it is in, and the resampling of both axes."""
+
+    crop: Crop
+    image: Size
+    x: resample.Axis
+    y: resample.Axis
+
+    @classmethod
+    def on(cls, crop: Crop, resized: Size, image: Size) -> Lens:
+        size = crop.box.size
+        return cls(crop, image, resample.plan_axis(size.width, resized.width), resample.plan_axis(size.height, resized.height))
+
+
+def score(
+    masks: MaskLogits, lens: Lens, settings: GenerateSettings, *, room: int | None = None
+) -> tuple[Candidates, Funnel]:
+    """The masks that pass every filter of their own, in the order of points and masks, and what the filters dropped.
+
+    Filters, as the reference has them: predicted IoU > threshold; stability >= threshold, where 0/0 fails; then the
+    area of the whole image (ours); then the box's distance to the crop's edges. A threshold of 0 switches its filter
+    off. `room` bounds the logits (float32 values) that are kept for drawing; a candidate that does not fit has
+    `start_K` -1 and must be decoded again.
+    """
+    iou_C = to_host(masks.iou_PM).reshape(-1)
+    logits_CLL = to_host(masks.logits_PMLL).reshape(-1, *masks.logits_PMLL.shape[2:])
+    index = np.arange(len(iou_C))
+    if settings.pred_iou_thresh > 0:
+        index = index[iou_C > np.float32(settings.pred_iou_thresh)]
+    passed_iou = len(index)
+
+    low, middle, high = _thresholds(settings)
+    scores = resample.score(logits_CLL[index], lens.x, lens.y, low=low, middle=middle, high=high)
+    stability = stability_score(scores.count_K3)
+    keep = np.ones(len(index), np.bool_)
+    if settings.stability_score_thresh > 0:
+        keep = stability >= np.float32(settings.stability_score_thresh)
+    passed_stability = int(keep.sum())
+    if settings.max_mask_area_fraction is not None:
+        keep &= scores.count_K3[:, 1] < settings.max_mask_area_fraction * lens.image.pixels
+    passed_area = int(keep.sum())
+    keep &= ~near_crop_edge(inclusive(scores.box_K4), lens.crop.box, lens.image)
+
+    kept = np.flatnonzero(keep)
+    funnel = Funnel(
+        candidates=len(iou_C),
+        dropped_predicted_iou=len(iou_C) - passed_iou,
+        dropped_stability=passed_iou - passed_stability,
+        dropped_max_area=passed_stability - passed_area,
+        dropped_crop_edge=passed_area - len(kept),
+    )
+    return _candidates(masks, logits_CLL, index[kept], lens, scores, kept, stability[kept], iou_C, room), funnel
+
+
+def stability_score(count_K3: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Pixels above the high threshold over pixels above the low one, float32; NaN for an empty mask."""
+    above_low, above_high = count_K3[:, 0].astype(np.float32), count_K3[:, 2].astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return above_high / above_low
+
+
+def inclusive(box_K4: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Half-open boxes as the reference has them: right and bottom name the last pixel; empty boxes stay zero.
+
+    The rules for edges and for NMS are written in these boxes, and treat them as if they were half-open.
+    """
+    empty = (box_K4[:, 2:] <= box_K4[:, :2]).any(axis=1, keepdims=True)
+    return np.where(empty, 0, box_K4 - np.array([0, 0, 1, 1]))
+
+
+def near_crop_edge(inclusive_K4: NDArray[np.int64], crop: Box, image: Size) -> NDArray[np.bool_]:
+    """Whether a box (inclusive, crop frame) comes near an edge of the crop that is no edge of the image, on any side."""
+    boxes = inclusive_K4 + np.array([crop.x0, crop.y0, crop.x0, crop.y0])
+    near_crop = np.abs(boxes - np.array([crop.x0, crop.y0, crop.x1, crop.y1])) <= EDGE_TOLERANCE
+    near_image = np.abs(boxes - np.array([0, 0, image.width, image.height])) <= EDGE_TOLERANCE
+    return (near_crop & ~near_image).any(axis=1)
+
+
+def _thresholds(settings: GenerateSettings) -> tuple[float, float, float]:
+    threshold, offset = settings.mask_threshold, settings.stability_score_offset
+    return threshold - offset, threshold, threshold + offset
+
+
+def _candidates(
+    masks: MaskLogits,
+    logits_CLL: NDArray[np.float32],
+    flat: NDArray[np.int64],
+    lens: Lens,
+    scores: resample.Scores,
+    kept: NDArray[np.int64],
+    stability: NDArray[np.float32],
+    iou_C: NDArray[np.float32],
+    room: int | None,
+) -> Candidates:
+    per_point = masks.iou_PM.shape[1]
+    box_crop = scores.box_K4[kept]
+    windows, starts, pieces, held = [], [], [], 0
+    for mask, box in zip(flat, box_crop, strict=True):
+        row, column, rows, columns = resample.window(box, lens.x, lens.y) if box[2] > box[0] else (0, 0, 0, 0)
+        fits = room is None or held + rows * columns <= room
+        windows.append((row, column, rows, columns))
+        starts.append(held if fits else -1)
+        if fits:
+            pieces.append(logits_CLL[mask, row : row + rows, column : column + columns].reshape(-1))
+            held += rows * columns
+    crop = lens.crop
+    empty = (box_crop[:, 2] <= box_crop[:, 0])[:, None]
+    box_image = np.where(empty, 0, box_crop + np.array([crop.box.x0, crop.box.y0, crop.box.x0, crop.box.y0]))
+    point = from_host(flat // per_point)
+    return Candidates(
+        box_K4=from_host(box_image),
+        area_K=from_host(scores.count_K3[kept, 1]),
+        stability_K=from_host(stability),
+        iou_K=from_host(iou_C[flat]),
+        xy_image_K2=masks.points.xy_image_P2[point],
+        point_index_K=masks.points.index_P[point],
+        mask_index_K=from_host((flat % per_point).astype(np.int8)),
+        crop_K=torch.full((len(flat),), crop.index, dtype=torch.int32),
+        window_K4=from_host(np.array(windows, np.int32).reshape(-1, 4)),
+        start_K=from_host(np.array(starts, np.int64)),
+        logits_V=from_host(np.concatenate(pieces) if pieces else np.zeros(0, np.float32)),
+    )
