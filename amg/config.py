@@ -27,38 +27,62 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    weights: str = Field("mobile-sam", description="Name of known weights (`sam-amg weights list`) or path of a checkpoint.")
+    weights: str = Field(
+        "mobile-sam", description="Name of known weights (`sam-amg weights list`) or path of a checkpoint."
+    )
     precision: Literal["parity"] = Field("parity", description="`parity`: float32, the masks of the reference.")
 
 
 class GenerateSettings(Section):
-    points_per_side: int | None = Field(32, ge=1, le=1024, description="Points along a side of the grid; null with `point_grids`.")
+    points_per_side: int | None = Field(
+        32, ge=1, le=1024, description="Points along a side of the grid; null with `point_grids`."
+    )
     point_grids: tuple[tuple[GridPoint, ...], ...] | None = Field(
         None, description="Own grids instead: one list of (x, y) in the unit square for each crop layer."
     )
     points_per_batch: int | None = Field(
-        None, ge=1, le=4096, description="Points decoded together; null lets the device decide. Bounds the memory of the decoder."
+        None,
+        ge=1,
+        le=4096,
+        description="Points decoded together; null lets the device decide. Bounds the memory of the decoder.",
     )
-    pred_iou_thresh: float = Field(0.88, ge=0.0, description="Keep masks whose predicted IoU is above this; 0 keeps all.")
+    pred_iou_thresh: float = Field(
+        0.88, ge=0.0, description="Keep masks whose predicted IoU is above this; 0 keeps all."
+    )
     stability_score_thresh: Fraction = Field(0.95, description="Keep masks at least this stable; 0 keeps all.")
-    stability_score_offset: Threshold = Field(1.0, description="Stability compares the masks at this much above and below `mask_threshold`.")
+    stability_score_offset: Threshold = Field(
+        1.0, description="Stability compares the masks at this much above and below `mask_threshold`."
+    )
     mask_threshold: float = Field(0.0, description="A pixel belongs to the mask where its logit is above this.")
-    box_nms_thresh: Fraction = Field(0.7, description="Within a crop, a mask goes when its box overlaps a better one's by more IoU than this.")
-    crop_n_layers: int = Field(0, ge=0, le=6, description="Layers of crops beyond the whole image; layer i has 4**i crops.")
+    box_nms_thresh: Fraction = Field(
+        0.7, description="Within a crop, a mask goes when its box overlaps a better one's by more IoU than this."
+    )
+    crop_n_layers: int = Field(
+        0, ge=0, le=6, description="Layers of crops beyond the whole image; layer i has 4**i crops."
+    )
     crop_nms_thresh: Fraction = Field(0.7, description="The same between crops, where smaller crops win.")
     crop_overlap_ratio: float = Field(
-        512 / 1500, ge=0.0, le=1.0, description="How far crops of the first layer overlap, as a share of the image's short side."
+        512 / 1500,
+        ge=0.0,
+        le=1.0,
+        description="How far crops of the first layer overlap, as a share of the image's short side.",
     )
-    crop_n_points_downscale_factor: int = Field(1, ge=1, description="Layer i has `points_per_side` / this**i points a side.")
+    crop_n_points_downscale_factor: int = Field(
+        1, ge=1, description="Layer i has `points_per_side` / this**i points a side."
+    )
     min_mask_region_area: int = Field(
         0, ge=0, description="Fill holes and remove islands smaller than this many pixels; 0 leaves masks as they are."
     )
-    max_mask_area_fraction: Fraction | None = Field(None, description="Drop masks that cover this share of the image or more; null keeps them.")
+    max_mask_area_fraction: Fraction | None = Field(
+        None, description="Drop masks that cover this share of the image or more; null keeps them."
+    )
     drop_small_masks: bool = Field(
-        False, description="Drop a mask whose every region is smaller than `min_mask_region_area`, instead of keeping its largest."
+        False,
+        description="Drop a mask whose every region is smaller than `min_mask_region_area`, instead of keeping its largest.",
     )
     rank_crops_by: Literal["area", "layer"] = Field(
-        "area", description="Between crops the mask wins whose crop is smaller (`area`, as in the open code) or deeper (`layer`, as in the paper)."
+        "area",
+        description="Between crops the mask wins whose crop is smaller (`area`, as in the open code) or deeper (`layer`, as in the paper).",
     )
 
     @model_validator(mode="after")
@@ -67,14 +91,18 @@ class GenerateSettings(Section):
             raise ValueError("give either points_per_side or point_grids; the other one is null")
         if self.point_grids is not None:
             if len(self.point_grids) != self.crop_n_layers + 1:
-                raise ValueError(f"point_grids has {len(self.point_grids)} grids, crop_n_layers {self.crop_n_layers} needs {self.crop_n_layers + 1}")
+                raise ValueError(
+                    f"point_grids has {len(self.point_grids)} grids, crop_n_layers {self.crop_n_layers} needs {self.crop_n_layers + 1}"
+                )
             if not all(self.point_grids):
                 raise ValueError("point_grids has a grid without a point")
         return self
 
 
 class DecodeSettings(Section):
-    max_pixels: int = Field(512_000_000, ge=1, description="Images with more pixels get a row `too_large` and are not decoded.")
+    max_pixels: int = Field(
+        512_000_000, ge=1, description="Images with more pixels get a row `too_large` and are not decoded."
+    )
     range: tuple[float, float] | None = Field(
         None, description="Black and white of 32-bit integer and float images; without it they are `unsupported`."
     )
@@ -82,23 +110,30 @@ class DecodeSettings(Section):
 
 class MemorySettings(Section):
     candidates_mb: int = Field(
-        256, ge=1, description="Logits kept of the candidates of one crop; what is beyond is decoded a second time when it survives."
+        256,
+        ge=1,
+        description="Logits kept of the candidates of one crop; what is beyond is decoded a second time when it survives.",
     )
 
 
 class ShardSettings(Section):
-    images_per_shard: int | None = Field(None, ge=1, le=100_000, description="Images in a Parquet file; null aims at two minutes of work.")
+    images_per_shard: int | None = Field(
+        None, ge=1, le=100_000, description="Images in a Parquet file; null aims at two minutes of work."
+    )
 
 
 class OutputSettings(Section):
     bbox_style: Literal["exact", "sa1b"] = Field(
-        "exact", description="`exact`: COCO boxes; `sa1b`: one pixel short in width and height, as SA-1B's files have them."
+        "exact",
+        description="`exact`: COCO boxes; `sa1b`: one pixel short in width and height, as SA-1B's files have them.",
     )
     embed_images: bool = Field(False, description="Put the image files themselves into the shards.")
 
 
 class RunSettings(Section):
-    device: str = Field("auto", description="cpu, cuda, cuda:N, mps; auto takes the first that is there of cuda and cpu.")
+    device: str = Field(
+        "auto", description="cpu, cuda, cuda:N, mps; auto takes the first that is there of cuda and cpu."
+    )
     threads: int | None = Field(None, ge=1, description="Threads of the model on a CPU; null takes all cores.")
     decode_threads: int = Field(2, ge=1, le=64, description="Threads that decode images ahead of the model.")
     decode_ahead: int = Field(4, ge=1, le=1024, description="Decoded images that may wait for the model.")
@@ -128,7 +163,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def load_config(*, preset: str = "default", file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    *, preset: str = "default", file: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
     """The settings of a job. `overrides` maps dotted names (`generate.points_per_side`) to values and wins over all.
 
     Raises ConfigError with a line for everything that is wrong.
@@ -205,7 +242,11 @@ def masks_depend_on(config: Config, *, weights_digest: str, **pins: Any) -> dict
     `pins`: what was resolved for the run, such as the chunk of prompts and the version of the masks.
     """
     settings = {name: value for name, value in flatten(config).items() if not name.startswith(NOT_IN_FINGERPRINT)}
-    return {"weights.sha256": weights_digest, **settings, **{f"pin.{name}": value for name, value in sorted(pins.items())}}
+    return {
+        "weights.sha256": weights_digest,
+        **settings,
+        **{f"pin.{name}": value for name, value in sorted(pins.items())},
+    }
 
 
 def fingerprint(depend_on: Mapping[str, Any]) -> str:
@@ -233,7 +274,9 @@ def _read(file: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds a {type(content).__name__}, wanted sections such as `generate:` with settings under them")
+        raise ConfigError(
+            f"{file} holds a {type(content).__name__}, wanted sections such as `generate:` with settings under them"
+        )
     dotted: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict):

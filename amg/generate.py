@@ -36,7 +36,12 @@ def generate_masks(
 ) -> MaskSet: ...
 @overload
 def generate_masks(
-    images: Iterable[Pixels | Failure], sam: Sam, settings: GenerateSettings | None = None, *, candidates_mb: int = 256, **named: Any
+    images: Iterable[Pixels | Failure],
+    sam: Sam,
+    settings: GenerateSettings | None = None,
+    *,
+    candidates_mb: int = 256,
+    **named: Any,
 ) -> Iterator[MaskSet | Failure]: ...
 def generate_masks(
     images: Pixels | Iterable[Pixels | Failure],
@@ -74,7 +79,11 @@ def _each(images: Iterable[Pixels | Failure], generator: _Generator) -> Iterator
             yield generator.label(image)
         except (MemoryError, torch.OutOfMemoryError) as error:
             size = f"{image.size.width}x{image.size.height}"
-            yield Failure(image.ref, Status.OUT_OF_MEMORY, f"no memory left for an image of {size}: {error or type(error).__name__}")
+            yield Failure(
+                image.ref,
+                Status.OUT_OF_MEMORY,
+                f"no memory left for an image of {size}: {error or type(error).__name__}",
+            )
 
 
 def as_image(pixels: Pixels, row: int = 0) -> Image:
@@ -82,7 +91,13 @@ def as_image(pixels: Pixels, row: int = 0) -> Image:
     if isinstance(pixels, Image):
         return pixels
     array = np.asarray(pixels.convert("RGB")) if isinstance(pixels, PIL.Image.Image) else pixels
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != np.uint8
+        or array.ndim != 3
+        or array.shape[2] != 3
+        or array.size == 0
+    ):
         seen = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise AmgError(f"an image came as {seen}; wanted uint8 RGB of shape (height, width, 3), or a PIL image")
     return Image(ImageRef(row, f"image-{row}", ""), array, Size(*array.shape[:2]))
@@ -133,7 +148,9 @@ class _Generator:
         funnel = sum((f.funnel for f in found), Funnel())
         if len(crops) > 1:
             with clock.stage("nms"):
-                keep = nms.nms_across_crops(candidates, crops, max_iou=settings.crop_nms_thresh, rank_by=settings.rank_crops_by)
+                keep = nms.nms_across_crops(
+                    candidates, crops, max_iou=settings.crop_nms_thresh, rank_by=settings.rank_crops_by
+                )
                 funnel += Funnel(dropped_image_nms=len(candidates) - len(keep))
                 candidates = candidates.select(keep)
         return _draw(image, crops, candidates, [f.lens for f in found], funnel, settings, clock)
@@ -174,8 +191,14 @@ class _Generator:
         missing = np.flatnonzero(to_host(candidates.start_K) < 0)
         if not len(missing):
             return candidates
-        start_K, pieces, end = to_host(candidates.start_K).copy(), [to_host(candidates.logits_V)], len(candidates.logits_V)
-        index_K, mask_K, window_K4 = (to_host(c) for c in (candidates.point_index_K, candidates.mask_index_K, candidates.window_K4))
+        start_K, pieces, end = (
+            to_host(candidates.start_K).copy(),
+            [to_host(candidates.logits_V)],
+            len(candidates.logits_V),
+        )
+        index_K, mask_K, window_K4 = (
+            to_host(c) for c in (candidates.point_index_K, candidates.mask_index_K, candidates.window_K4)
+        )
         for chunk in self._chunks(len(points)):
             inside = [k for k in missing if chunk.start <= index_K[k] < chunk.stop]
             if not inside:

@@ -64,7 +64,9 @@ def plan_crops(image: Size, *, n_layers: int, overlap_ratio: float) -> list[Crop
     for layer in range(1, n_layers + 1):
         n_side = 2**layer
         overlap = int(overlap_ratio * min(image.height, image.width) * (2 / n_side))
-        width, height = (math.ceil((overlap * (n_side - 1) + extent) / n_side) for extent in (image.width, image.height))
+        width, height = (
+            math.ceil((overlap * (n_side - 1) + extent) / n_side) for extent in (image.width, image.height)
+        )
         for i, j in product(range(n_side), range(n_side)):
             x0, y0 = (width - overlap) * i, (height - overlap) * j
             box = Box(x0, y0, min(x0 + width, image.width), min(y0 + height, image.height))

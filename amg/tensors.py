@@ -155,7 +155,9 @@ class Candidates:
         for part in parts:
             shifts.append(shifts[-1] + len(part.logits_V))
         columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _ROW_COLUMNS}
-        starts = [torch.where(part.start_K < 0, -1, part.start_K + shift) for part, shift in zip(parts, shifts, strict=False)]
+        starts = [
+            torch.where(part.start_K < 0, -1, part.start_K + shift) for part, shift in zip(parts, shifts, strict=False)
+        ]
         return Candidates(**columns, start_K=torch.cat(starts), logits_V=torch.cat([part.logits_V for part in parts]))
 
     def to_host(self) -> dict[str, NDArray[Any]]:

@@ -96,7 +96,13 @@ def window(box: NDArray[np.int64], x: Axis, y: Axis) -> tuple[int, int, int, int
 
 
 def draw(
-    window_RC: NDArray[np.float32], origin: tuple[int, int], box: NDArray[np.int64], x: Axis, y: Axis, *, threshold: float
+    window_RC: NDArray[np.float32],
+    origin: tuple[int, int],
+    box: NDArray[np.int64],
+    x: Axis,
+    y: Axis,
+    *,
+    threshold: float,
 ) -> NDArray[np.uint8]:
     """The pixels of `box` (x0, y0, x1, y1 in the crop) as (width, height) uint8, from its window of the logits.
 
@@ -104,7 +110,17 @@ def draw(
     """
     x0, y0, x1, y1 = (int(v) for v in box)
     bits = np.zeros((x1 - x0, y1 - y0), np.uint8)
-    _draw(np.ascontiguousarray(window_RC), origin[0], origin[1], np.float32(threshold), *_arrays(x), *_arrays(y), x0, y0, bits)
+    _draw(
+        np.ascontiguousarray(window_RC),
+        origin[0],
+        origin[1],
+        np.float32(threshold),
+        *_arrays(x),
+        *_arrays(y),
+        x0,
+        y0,
+        bits,
+    )
     return bits
 
 
@@ -125,7 +141,9 @@ def nms(boxes_K4: NDArray[np.float32], order_K: NDArray[np.int64], max_iou: floa
     return _nms(np.ascontiguousarray(boxes_K4, np.float32), order_K, max_iou)
 
 
-def _arrays(axis: Axis) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+def _arrays(
+    axis: Axis,
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
     return axis.middle_index_2S, axis.middle_weight_2S, axis.pixel_index_2N, axis.pixel_weight_2N, axis.start_B
 
 
@@ -157,10 +175,20 @@ def _evaluate(logits, row0, column0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, 
             if c0 != previous:
                 a0, a1 = mxi[0, c0] - column0, mxi[1, c0] - column0
                 u0, u1 = mxw[0, c0], mxw[1, c0]
-                left_value = _mix(wt, _mix(u0, logits[top, a0], u1, logits[top, a1]), wb, _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]))
+                left_value = _mix(
+                    wt,
+                    _mix(u0, logits[top, a0], u1, logits[top, a1]),
+                    wb,
+                    _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]),
+                )
                 a0, a1 = mxi[0, c1] - column0, mxi[1, c1] - column0
                 u0, u1 = mxw[0, c1], mxw[1, c1]
-                right_value = _mix(wt, _mix(u0, logits[top, a0], u1, logits[top, a1]), wb, _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]))
+                right_value = _mix(
+                    wt,
+                    _mix(u0, logits[top, a0], u1, logits[top, a1]),
+                    wb,
+                    _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]),
+                )
                 previous = c0
             middle[r - first_row, i - xa] = _mix(pxw[0, i], left_value, pxw[1, i], right_value)
     for j in range(ya, yb):

@@ -39,18 +39,18 @@ def clean(window: Window, image: Size, *, min_area: int) -> Cleaned:
     keep = np.zeros(n + 1, np.bool_)
     keep[1:] = ~small
     if small.all():
-        keep[1 + _first_largest(labels, areas)] = True
+        keep[1 + _first_largest(labels, areas, x0, y0)] = True
     return Cleaned((keep[labels].astype(np.uint8), x0, y0), changed=True, small=bool(small.all()))
 
 
-def _first_largest(labels: NDArray[np.int32], areas: NDArray[np.int64]) -> int:
-    """Among the largest regions the one met first when the image is read row by row (`labels` is transposed)."""
+def _first_largest(labels: NDArray[np.int32], areas: NDArray[np.int64], x0: int, y0: int) -> int:
+    """Among the largest regions the one that OpenCV numbers first: it reads the image by rows of 2x2 blocks."""
     ties = np.flatnonzero(areas == areas.max())
     if len(ties) == 1:
         return int(ties[0])
-    by_rows = labels.T.reshape(-1)
-    first = [int(np.argmax(by_rows == tie + 1)) for tie in ties]
-    return int(ties[int(np.argmin(first))])
+    columns, rows = np.nonzero(np.isin(labels, ties + 1))
+    first = np.lexsort(((columns + x0) // 2, (rows + y0) // 2))[0]
+    return int(labels[columns[first], rows[first]]) - 1
 
 
 def _fill_holes(window: Window, image: Size, min_area: int) -> tuple[Window, bool]:
@@ -83,8 +83,16 @@ def _regions_beyond(labels: NDArray[np.int32], x0: int, y0: int, image: Size) ->
     are apart.
     """
     x1, y1 = x0 + labels.shape[0], y0 + labels.shape[1]
-    beside = [(int(labels[i, 0]), pixels) for i, pixels in ((0, x0 * image.height), (-1, (image.width - x1) * image.height)) if pixels]
-    across = [(int(labels[0, j]), pixels) for j, pixels in ((0, y0 * image.width), (-1, (image.height - y1) * image.width)) if pixels]
+    beside = [
+        (int(labels[i, 0]), pixels)
+        for i, pixels in ((0, x0 * image.height), (-1, (image.width - x1) * image.height))
+        if pixels
+    ]
+    across = [
+        (int(labels[0, j]), pixels)
+        for j, pixels in ((0, y0 * image.width), (-1, (image.height - y1) * image.width))
+        if pixels
+    ]
     if beside and across:
         return [(beside[0][0], image.pixels - labels.size)]
     return beside + across

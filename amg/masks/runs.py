@@ -13,14 +13,23 @@ Window = tuple[NDArray[np.uint8], int, int]
 """The pixels of a mask inside a box, transposed to (width, height), and the box's x0 and y0 in the image."""
 
 
-def draw(logits_V: NDArray[np.float32], window_4: NDArray[np.int32], box_4: NDArray[np.int64], lens: Lens, *, threshold: float) -> Window:
+def draw(
+    logits_V: NDArray[np.float32],
+    window_4: NDArray[np.int32],
+    box_4: NDArray[np.int64],
+    lens: Lens,
+    *,
+    threshold: float,
+) -> Window:
     """The bits of one mask. `logits_V`: its window of the logits, row by row; `box_4`: half-open, in the image."""
     row, column, rows, columns = (int(v) for v in window_4)
     x0, y0 = int(box_4[0]), int(box_4[1])
     if rows == 0:
         return np.zeros((0, 0), np.uint8), 0, 0
     offset = np.array([lens.crop.box.x0, lens.crop.box.y0] * 2)
-    bits = resample.draw(logits_V.reshape(rows, columns), (row, column), box_4 - offset, lens.x, lens.y, threshold=threshold)
+    bits = resample.draw(
+        logits_V.reshape(rows, columns), (row, column), box_4 - offset, lens.x, lens.y, threshold=threshold
+    )
     return bits, x0, y0
 
 

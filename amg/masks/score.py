@@ -30,7 +30,9 @@ class Lens:
     @classmethod
     def on(cls, crop: Crop, resized: Size, image: Size) -> Lens:
         size = crop.box.size
-        return cls(crop, image, resample.plan_axis(size.width, resized.width), resample.plan_axis(size.height, resized.height))
+        return cls(
+            crop, image, resample.plan_axis(size.width, resized.width), resample.plan_axis(size.height, resized.height)
+        )
 
 
 def score(

@@ -1,0 +1,114 @@
+"""Networks that cost nothing and whose masks are known: they stand where a `Sam` stands in the generation loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amg.geometry import Size, fit_longest_side
+from amg.sam.model import Sam
+from amg.tensors import Batch, Embedding, MaskLogits, Points
+
+CENTRES = (np.arange(256) + 0.5) * 4
+"""Where the 256 logits of a row or column lie in the model frame."""
+
+
+@dataclass(slots=True)
+class FakeSam:
+    """Three masks for a point, from `draw(xy of the point in the model frame, size of the crop)`."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    weights_digest: str | None = "0" * 64
+    calls: list[int] = field(default_factory=list)
+
+    def encode(self, batch: Batch) -> Embedding:
+        return Embedding(torch.zeros(len(batch), 1, 1, 1), batch.crops, batch.resized)
+
+    def prepare(self, embedding: Embedding) -> Embedding:
+        return embedding
+
+    def decode(self, image: Embedding, points: Points) -> MaskLogits:
+        self.calls.append(len(points))
+        drawn = [self.draw(xy, image.crops[0].box.size) for xy in points.xy_P2.numpy()]
+        return MaskLogits(torch.stack([d[0] for d in drawn]), torch.stack([d[1] for d in drawn]), points)
+
+    def draw(self, xy: NDArray[np.float64], crop: Size) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def as_sam(self) -> Sam:
+        """For the type checker; the loop asks for nothing that is not here."""
+        return cast(Sam, self)
+
+
+@dataclass(slots=True)
+class RoughSam(FakeSam):
+    """Discs around the point with soft or sharp edges, holes, islands and a seeded predicted IoU: every filter has work."""
+
+    def draw(self, xy: NDArray[np.float64], crop: Size) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([int(v) for v in xy] + [crop.height, crop.width])
+        distance = np.hypot(CENTRES[None, :] - xy[0], CENTRES[:, None] - xy[1])
+        logits = []
+        for radius in rng.uniform(8, 400, 3):
+            slope = rng.choice([0.02, 0.2, 1.0])
+            disc = np.clip((radius - distance) * slope, -20, 20)
+            for _ in range(rng.integers(0, 6)):
+                row, column, extent = rng.integers(0, 250), rng.integers(0, 250), rng.integers(1, 6)
+                disc[row : row + extent, column : column + extent] *= -1
+            logits.append(disc)
+        return torch.from_numpy(np.stack(logits).astype(np.float32)), torch.from_numpy(rng.uniform(0.8, 1.02, 3).astype(np.float32))
+
+
+@dataclass(slots=True)
+class DiscSam(FakeSam):
+    """One sharp disc where the point is, three times: the radius, half of it and a quarter, in the model frame."""
+
+    radius: float = 30.0
+    iou: tuple[float, float, float] = (0.99, 0.95, 0.9)
+
+    def draw(self, xy: NDArray[np.float64], crop: Size) -> tuple[Tensor, Tensor]:
+        distance = np.hypot(CENTRES[None, :] - xy[0], CENTRES[:, None] - xy[1])
+        radii = self.radius / np.array([1.0, 2.0, 4.0])
+        logits = (radii[:, None, None] - distance) * 5
+        return torch.from_numpy(logits.astype(np.float32)), torch.tensor(self.iou)
+
+
+@dataclass(slots=True)
+class NothingSam(FakeSam):
+    """Masks without a pixel."""
+
+    def draw(self, xy: NDArray[np.float64], crop: Size) -> tuple[Tensor, Tensor]:
+        return torch.full((3, 256, 256), -20.0), torch.ones(3)
+
+
+class PredictorForReference:
+    """What segment-anything's generator asks of its predictor, answered with a `FakeSam`'s masks."""
+
+    def __init__(self, fake: FakeSam) -> None:
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        self.fake = fake
+        self.image_encoder = SimpleNamespace(img_size=1024)
+        self.transform = ResizeLongestSide(1024)
+        self.model = self
+        self.mask_threshold = 0.0
+        self.device = torch.device("cpu")
+
+    def set_image(self, pixels: NDArray[np.uint8]) -> None:
+        self.size = Size(*pixels.shape[:2])
+
+    def reset_image(self) -> None:
+        del self.size
+
+    def predict_torch(self, points: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
+        from tests.reference import full_size_logits
+
+        assert fit_longest_side(self.size, 1024)
+        drawn = [self.fake.draw(xy, self.size) for xy in points[:, 0].numpy()]
+        dense = torch.stack([full_size_logits(logits, self.size) for logits, _ in drawn])
+        return dense, torch.stack([iou for _, iou in drawn]), dense
