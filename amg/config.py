@@ -28,60 +28,63 @@ class Section(BaseModel):
 
 class ModelSettings(Section):
     weights: str = Field(
-        "mobile-sam", description="Name of known weights (`sam-amg weights list`) or path of a checkpoint."
+        default="mobile-sam", description="Name of known weights (`sam-amg weights list`) or path of a checkpoint."
     )
-    precision: Literal["parity"] = Field("parity", description="`parity`: float32, the masks of the reference.")
+    precision: Literal["parity"] = Field(default="parity", description="`parity`: float32, the masks of the reference.")
 
 
 class GenerateSettings(Section):
     points_per_side: int | None = Field(
-        32, ge=1, le=1024, description="Points along a side of the grid; null with `point_grids`."
+        default=32, ge=1, le=1024, description="Points along a side of the grid; null with `point_grids`."
     )
     point_grids: tuple[tuple[GridPoint, ...], ...] | None = Field(
-        None, description="Own grids instead: one list of (x, y) in the unit square for each crop layer."
+        default=None, description="Own grids instead: one list of (x, y) in the unit square for each crop layer."
     )
     points_per_batch: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=4096,
         description="Points decoded together; null lets the device decide. Bounds the memory of the decoder.",
     )
     pred_iou_thresh: float = Field(
-        0.88, ge=0.0, description="Keep masks whose predicted IoU is above this; 0 keeps all."
+        default=0.88, ge=0.0, description="Keep masks whose predicted IoU is above this; 0 keeps all."
     )
-    stability_score_thresh: Fraction = Field(0.95, description="Keep masks at least this stable; 0 keeps all.")
+    stability_score_thresh: Fraction = Field(default=0.95, description="Keep masks at least this stable; 0 keeps all.")
     stability_score_offset: Threshold = Field(
-        1.0, description="Stability compares the masks at this much above and below `mask_threshold`."
+        default=1.0, description="Stability compares the masks at this much above and below `mask_threshold`."
     )
-    mask_threshold: float = Field(0.0, description="A pixel belongs to the mask where its logit is above this.")
+    mask_threshold: float = Field(default=0.0, description="A pixel belongs to the mask where its logit is above this.")
     box_nms_thresh: Fraction = Field(
-        0.7, description="Within a crop, a mask goes when its box overlaps a better one's by more IoU than this."
+        default=0.7,
+        description="Within a crop, a mask goes when its box overlaps a better one's by more IoU than this.",
     )
     crop_n_layers: int = Field(
-        0, ge=0, le=6, description="Layers of crops beyond the whole image; layer i has 4**i crops."
+        default=0, ge=0, le=6, description="Layers of crops beyond the whole image; layer i has 4**i crops."
     )
-    crop_nms_thresh: Fraction = Field(0.7, description="The same between crops, where smaller crops win.")
+    crop_nms_thresh: Fraction = Field(default=0.7, description="The same between crops, where smaller crops win.")
     crop_overlap_ratio: float = Field(
-        512 / 1500,
+        default=512 / 1500,
         ge=0.0,
         le=1.0,
         description="How far crops of the first layer overlap, as a share of the image's short side.",
     )
     crop_n_points_downscale_factor: int = Field(
-        1, ge=1, description="Layer i has `points_per_side` / this**i points a side."
+        default=1, ge=1, description="Layer i has `points_per_side` / this**i points a side."
     )
     min_mask_region_area: int = Field(
-        0, ge=0, description="Fill holes and remove islands smaller than this many pixels; 0 leaves masks as they are."
+        default=0,
+        ge=0,
+        description="Fill holes and remove islands smaller than this many pixels; 0 leaves masks as they are.",
     )
     max_mask_area_fraction: Fraction | None = Field(
-        None, description="Drop masks that cover this share of the image or more; null keeps them."
+        default=None, description="Drop masks that cover this share of the image or more; null keeps them."
     )
     drop_small_masks: bool = Field(
-        False,
+        default=False,
         description="Drop a mask whose every region is smaller than `min_mask_region_area`, instead of keeping its largest.",
     )
     rank_crops_by: Literal["area", "layer"] = Field(
-        "area",
+        default="area",
         description="Between crops the mask wins whose crop is smaller (`area`, as in the open code) or deeper (`layer`, as in the paper).",
     )
 
@@ -101,16 +104,23 @@ class GenerateSettings(Section):
 
 class DecodeSettings(Section):
     max_pixels: int = Field(
-        512_000_000, ge=1, description="Images with more pixels get a row `too_large` and are not decoded."
+        default=512_000_000, ge=1, description="Images with more pixels get a row `too_large` and are not decoded."
     )
     range: tuple[float, float] | None = Field(
-        None, description="Black and white of 32-bit integer and float images; without it they are `unsupported`."
+        default=None,
+        description="Black and white of 32-bit integer and float images; without it they are `unsupported`.",
     )
+
+    @model_validator(mode="after")
+    def _black_below_white(self) -> DecodeSettings:
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range is {list(self.range)}; wanted two numbers, black before white")
+        return self
 
 
 class MemorySettings(Section):
     candidates_mb: int = Field(
-        256,
+        default=256,
         ge=1,
         description="Logits kept of the candidates of one crop; what is beyond is decoded a second time when it survives.",
     )
@@ -118,25 +128,25 @@ class MemorySettings(Section):
 
 class ShardSettings(Section):
     images_per_shard: int | None = Field(
-        None, ge=1, le=100_000, description="Images in a Parquet file; null aims at two minutes of work."
+        default=None, ge=1, le=100_000, description="Images in a Parquet file; null aims at two minutes of work."
     )
 
 
 class OutputSettings(Section):
     bbox_style: Literal["exact", "sa1b"] = Field(
-        "exact",
+        default="exact",
         description="`exact`: COCO boxes; `sa1b`: one pixel short in width and height, as SA-1B's files have them.",
     )
-    embed_images: bool = Field(False, description="Put the image files themselves into the shards.")
+    embed_images: bool = Field(default=False, description="Put the image files themselves into the shards.")
 
 
 class RunSettings(Section):
     device: str = Field(
-        "auto", description="cpu, cuda, cuda:N, mps; auto takes the first that is there of cuda and cpu."
+        default="auto", description="cpu, cuda, cuda:N, mps; auto takes the first that is there of cuda and cpu."
     )
-    threads: int | None = Field(None, ge=1, description="Threads of the model on a CPU; null takes all cores.")
-    decode_threads: int = Field(2, ge=1, le=64, description="Threads that decode images ahead of the model.")
-    decode_ahead: int = Field(4, ge=1, le=1024, description="Decoded images that may wait for the model.")
+    threads: int | None = Field(default=None, ge=1, description="Threads of the model on a CPU; null takes all cores.")
+    decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that decode images ahead of the model.")
+    decode_ahead: int = Field(default=4, ge=1, le=1024, description="Decoded images that may wait for the model.")
 
 
 class Config(Section):

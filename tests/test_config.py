@@ -68,6 +68,11 @@ def test_grids_and_numbers_that_make_no_sense_are_refused(settings: dict, part: 
         generate_settings(settings)
 
 
+def test_a_range_without_extent_is_refused() -> None:
+    with pytest.raises(ConfigError, match="black before white"):
+        parse({"decode.range": [5, 5]})
+
+
 def test_a_preset_that_is_none_names_its_neighbour() -> None:
     with pytest.raises(ConfigError, match="did you mean 'sa1b'"):
         load_config(preset="sa1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def clean(window: Window, image: Size, *, min_area: int) -> Cleaned:
     """
     filled, holes = _fill_holes(window, image, min_area)
     bits, x0, y0 = filled
-    labels, n = ndimage.label(bits, _EIGHT)
+    labels, n = _label(bits)
     areas = np.bincount(labels.reshape(-1), minlength=n + 1)[1:]
     small = areas < min_area
     if n == 0 or not small.any():
@@ -55,7 +56,7 @@ def _first_largest(labels: NDArray[np.int32], areas: NDArray[np.int64], x0: int,
 
 def _fill_holes(window: Window, image: Size, min_area: int) -> tuple[Window, bool]:
     bits, x0, y0 = _with_margin(window, image)
-    labels, n = ndimage.label(bits == 0, _EIGHT)
+    labels, n = _label(bits == 0)
     areas = np.bincount(labels.reshape(-1), minlength=n + 1)
     for inside, outside in _regions_beyond(labels, x0, y0, image):
         areas[inside] += outside
@@ -66,6 +67,11 @@ def _fill_holes(window: Window, image: Size, min_area: int) -> tuple[Window, boo
     if not fill[1:].any():
         return window, False
     return (fill[labels].astype(np.uint8), x0, y0), True
+
+
+def _label(bits: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
+    """Regions numbered from 1, 0 elsewhere, and how many."""
+    return cast(tuple[NDArray[np.int32], int], ndimage.label(bits, _EIGHT))
 
 
 def _with_margin(window: Window, image: Size) -> Window:

@@ -96,7 +96,7 @@ def near_crop_edge(inclusive_K4: NDArray[np.int64], crop: Box, image: Size) -> N
     boxes = inclusive_K4 + np.array([crop.x0, crop.y0, crop.x0, crop.y0])
     near_crop = np.abs(boxes - np.array([crop.x0, crop.y0, crop.x1, crop.y1])) <= EDGE_TOLERANCE
     near_image = np.abs(boxes - np.array([0, 0, image.width, image.height])) <= EDGE_TOLERANCE
-    return (near_crop & ~near_image).any(axis=1)
+    return np.any(near_crop & ~near_image, axis=1)
 
 
 def _thresholds(settings: GenerateSettings) -> tuple[float, float, float]:

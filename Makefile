@@ -1,0 +1,64 @@
+# make demo    set up, label the sample photos, draw the masks
+# make test    set up, run the tests
+# make check   what CI runs: format, lint, types, import contracts, tests
+# make parity  the masks against the reference generator's: all goldens, or live on PHOTOS=DIR
+# make bench   speed and memory against the reference generator, one JSON line last
+
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+BIN := .venv/bin
+
+.PHONY: demo test check lint format parity bench constraints clean
+
+demo: .venv/.runs
+	$(BIN)/sam-amg run tests/photos --out demo --config configs/mobile-cpu.yaml
+	$(BIN)/sam-amg show demo
+	@echo
+	@echo "Open demo/review/index.html to see the masks; demo/data/*.parquet holds them."
+
+test: .venv/.tests
+	$(BIN)/pytest
+
+check: lint test
+
+lint: .venv/.tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/.tests
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+parity: .venv/.tests
+ifdef PHOTOS
+	$(BIN)/python -m tests.parity --photos "$(PHOTOS)" $(ARGS)
+else
+	$(BIN)/pytest -m "parity_full or not parity_full" tests/test_parity.py $(ARGS)
+endif
+
+bench: .venv/.tests
+	$(BIN)/python -m tests.bench.against_reference $(ARGS)
+
+constraints: $(UV)
+	$(UV) pip compile -q --no-emit-index-url --universal --python-version 3.11 --upgrade \
+	  --group check --group peers pyproject.toml -o tests/constraints.txt
+
+clean:
+	rm -rf .venv .uv demo dist .pytest_cache .ruff_cache
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install -q uv
+
+.venv/bin/python: | $(UV)
+	$(UV) venv -q --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+
+.venv/.runs: pyproject.toml tests/constraints.txt | .venv/bin/python
+	$(UV) pip install -q --python .venv -c tests/constraints.txt -e .
+	touch $@
+
+.venv/.tests: pyproject.toml tests/constraints.txt | .venv/bin/python
+	$(UV) pip install -q --python .venv -c tests/constraints.txt -e . --group check --group peers
+	touch $@ .venv/.runs
