@@ -1,0 +1,238 @@
+"""Bytes of an image file to upright RGB pixels, by Pillow, in threads ahead of their use.
+
+Whatever a file holds, `decode` answers with an `Image` or a `Failure`; it raises nothing and changes no setting of
+Pillow's. Its own size check stands for Pillow's (`MAX_IMAGE_PIXELS` is one number for all threads and warns), so the
+plugins are called as `PIL.Image.open` calls them, but without that check.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from PIL.Image import Transpose
+
+from amg.geometry import Size
+from amg.values import Failure, Image, ImageRef, Status
+
+MAX_PIXELS = 512_000_000
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM", "PSD", "QOI", "ICO")
+_BY_SUFFIX = {".tga": "TGA", ".dib": "DIB"}  # formats without first bytes of their own
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+_STRANGERS = (
+    (b"<!doctype html", Status.DECODE_ERROR, "a web page was saved in place of the image"),
+    (b"<html", Status.DECODE_ERROR, "a web page was saved in place of the image"),
+    (b"version https://git-lfs", Status.DECODE_ERROR, "a Git LFS pointer, not the image itself: run git lfs pull"),
+    (b"<svg", Status.UNSUPPORTED, "an SVG drawing, which has no pixels"),
+    (b"<?xml", Status.UNSUPPORTED, "an XML file (perhaps an SVG drawing), which has no pixels"),
+    (b"%pdf", Status.UNSUPPORTED, "a PDF document"),
+    (b"pk\x03\x04", Status.UNSUPPORTED, "a ZIP archive"),
+    (b"\x1f\x8b", Status.UNSUPPORTED, "a gzip archive"),
+    (b"\x76\x2f\x31\x01", Status.UNSUPPORTED, "an OpenEXR image (32-bit float)"),
+    (b"#?radiance", Status.UNSUPPORTED, "a Radiance HDR image (32-bit float)"),
+    (b"\0\0\0\x0cjxl ", Status.UNSUPPORTED, "a JPEG XL image, which Pillow does not read"),
+    (b"\xff\x0a", Status.UNSUPPORTED, "a JPEG XL image, which Pillow does not read"),
+)
+
+
+class _Refused(Exception):
+    """A status and a reason on their way to a `Failure`."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+def decode(
+    ref: ImageRef, data: bytes, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
+) -> Image | Failure:
+    """The upright 8-bit RGB image in `data`; of an animation or a stack the first one.
+
+    Alpha is dropped and palettes are resolved as `convert("RGB")` does, CMYK too. 16-bit grey is divided by 257 and
+    rounded; 16-bit colour comes as Pillow gives it, the high byte. 32-bit integer and float pixels need `value_range`:
+    its two ends become 0 and 255. The size in the header is held against `max_pixels` before pixels are made.
+    """
+    assert value_range is None or value_range[0] < value_range[1], f"decode.range is {value_range}"
+    started = time.perf_counter()
+    try:
+        pixels, orientation = _decode(ref, data, max_pixels, value_range)
+    except _Refused as refused:
+        return Failure(ref, refused.status, refused.reason)
+    except MemoryError:
+        return Failure(ref, Status.OUT_OF_MEMORY, "there was not enough memory to decode the image")
+    except PIL.Image.DecompressionBombError as error:
+        return Failure(ref, Status.TOO_LARGE, f"a part of the image is too large to be decoded: {error}")
+    except Exception as error:  # Pillow's plugins raise about anything on hostile bytes
+        return Failure(ref, Status.DECODE_ERROR, _sentence(error))
+    height, width = pixels.shape[:2]
+    original = Size(width, height) if orientation > 4 else Size(height, width)
+    return Image(ref, pixels, original, orientation, time.perf_counter() - started)
+
+
+def decode_ahead(
+    refs: Iterable[ImageRef],
+    read: Callable[[ImageRef], bytes | Failure],
+    *,
+    threads: int = 2,
+    ahead: int = 4,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+) -> Iterator[Image | Failure]:
+    """The images in the order of `refs`, read and decoded by `threads` while the consumer works.
+
+    At most `ahead` images are under way or waiting beside the one handed out. When the consumer stops early (`close`,
+    an exception, garbage collection) nothing new is begun and the threads end. What `read` raises is raised here.
+    """
+
+    def load(ref: ImageRef) -> Image | Failure:
+        data = read(ref)
+        if isinstance(data, Failure):
+            return data
+        return decode(ref, data, max_pixels=max_pixels, value_range=value_range)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="amg-decode")
+    waiting: deque[Future[Image | Failure]] = deque()
+    try:
+        for ref in refs:
+            waiting.append(pool.submit(load, ref))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode(
+    ref: ImageRef, data: bytes, max_pixels: int, value_range: tuple[float, float] | None
+) -> tuple[NDArray[np.uint8], int]:
+    """Upright pixels, and the orientation that the file asks for."""
+    image = _open(ref, data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _Refused(
+            Status.TOO_LARGE,
+            f"{width} x {height} = {width * height / 1e6:,.0f} megapixels, "
+            f"the limit is {max_pixels / 1e6:,.0f} (decode.max_pixels)",
+        )
+    orientation = _orientation(image)
+    image.load()
+    # Pillow turns TIFF itself while it loads, and takes the tag away
+    left = _orientation(image) if image.format == "TIFF" else orientation
+    rgb = _to_rgb(image, value_range)
+    del image
+    if left in _TURNS:
+        rgb = rgb.transpose(_TURNS[left])
+    return _to_array(rgb), orientation
+
+
+def _open(ref: ImageRef, data: bytes) -> PIL.Image.Image:
+    """The image with its header read. As `PIL.Image.open`, but for the size check and for formats that run programs."""
+    if not data:
+        raise _Refused(Status.DECODE_ERROR, "the file is empty")
+    PIL.Image.init()
+    by_suffix = _BY_SUFFIX.get(os.path.splitext(ref.member or ref.key)[1].lower())
+    problem: Exception | None = None
+    for name in (*FORMATS, by_suffix):
+        factory, accept = PIL.Image.OPEN.get(name or "", (None, None))
+        verdict = accept(data[:16]) if accept is not None else True
+        if factory is None or not verdict or isinstance(verdict, str):  # text tells of a format left out of the build
+            continue
+        try:
+            return factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:
+            problem = error
+    if problem is not None:
+        raise _Refused(Status.DECODE_ERROR, f"the header is damaged or cut off: {problem or type(problem).__name__}")
+    raise _stranger(data)
+
+
+def _stranger(data: bytes) -> _Refused:
+    """What a file that no decoder takes seems to be."""
+    start = data[:512].lstrip().lower()
+    for prefix, status, reason in _STRANGERS:
+        if start.startswith(prefix):
+            return _Refused(status, f"not an image that can be read: {reason}")
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return _Refused(Status.UNSUPPORTED, "a HEIF image: convert it, or install pillow-heif and register its opener")
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return _Refused(Status.UNSUPPORTED, "an AVIF image, which this build of Pillow does not read")
+    if not any(data[:4096]):
+        return _Refused(Status.DECODE_ERROR, "the file holds only zero bytes: a copy or download that broke off")
+    return _Refused(Status.DECODE_ERROR, f"not an image: its first bytes are {data[:8].hex(' ')}")
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where the EXIF data say nothing, nonsense, or cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (MemoryError, PIL.Image.DecompressionBombError):
+        raise
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _to_rgb(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> PIL.Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PPM: 16 bits in 32
+        values = np.asarray(image).astype(np.uint32)
+        return _from_grey(((values + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit integer" if image.mode == "I" else "float"
+        if value_range is None:
+            raise _Refused(Status.UNSUPPORTED, f"{kind} pixels, whose range is not known: set decode.range")
+        return _from_grey(_scale(np.asarray(image), value_range))
+    if image.mode == "LAB":
+        raise _Refused(Status.UNSUPPORTED, "CIE L*a*b* pixels, which Pillow does not turn into RGB")
+    image.info.pop("transparency", None)  # no part of RGB; Pillow would warn of it
+    return image.convert("RGB")
+
+
+def _from_grey(values_HW: NDArray[np.uint8]) -> PIL.Image.Image:
+    return PIL.Image.fromarray(values_HW).convert("RGB")
+
+
+def _scale(values_HW: NDArray[np.generic], value_range: tuple[float, float]) -> NDArray[np.uint8]:
+    low, high = value_range
+    unit_HW = (values_HW.astype(np.float64) - low) / (high - low)
+    return np.rint(np.nan_to_num(unit_HW, nan=0.0).clip(0, 1) * 255).astype(np.uint8)
+
+
+def _to_array(rgb: PIL.Image.Image) -> NDArray[np.uint8]:
+    """Writable HxWx3 pixels, taken over in strips that fit a cache; a large image is not held three times."""
+    pixels_HWC = np.empty((rgb.height, rgb.width, 3), np.uint8)
+    rows = max(1, (1 << 17) // rgb.width)
+    for top in range(0, rgb.height, rows):
+        bottom = min(top + rows, rgb.height)
+        pixels_HWC[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
+    return pixels_HWC
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "truncated" in text.lower():
+        return f"the image is cut off before its end: {text}"
+    return f"the image data are damaged: {text} ({type(error).__name__})"
