@@ -162,8 +162,7 @@ def resolve(name_or_path: str | Path) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    names = ", ".join(KNOWN)
-    raise ConfigError(f"no weights {str(name_or_path)!r}: neither a file nor a known name ({names}){_nearest(str(name_or_path))}")
+    raise ConfigError(f"{name_or_path} is neither a file nor a checkpoint; {_nearest(str(name_or_path))}")
 
 
 def obtain(checkpoint: Checkpoint, *, cache: Path | None = None, progress: bool = True) -> Path:

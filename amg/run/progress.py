@@ -1,0 +1,225 @@
+"""What a person sees of a job while it runs and when it is over."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import NoReturn, Protocol, TextIO
+
+from tqdm import tqdm
+
+from amg.values import Failure, MaskSet, Receipt, Status
+
+STAGES_SHOWN = 8
+SECONDS_BETWEEN_LINES = 30.0
+BAR_FORMAT = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}{postfix}, {remaining} left"
+
+
+class Observer(Protocol):
+    """Is told what happens in a job, in this order; `finish` may come twice and comes after an error too."""
+
+    def start(self, total: int, done: int) -> None:
+        """The plan has `total` images, of which `done` had a row before this run."""
+
+    def image(self, result: MaskSet | Failure) -> None: ...
+
+    def shard(self, receipt: Receipt) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, total: int, done: int) -> None:
+        pass
+
+    def image(self, result: MaskSet | Failure) -> None:
+        pass
+
+    def shard(self, receipt: Receipt) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class ProgressBar:
+    """One line of a terminal that redraws itself: images/s, masks, failures, time left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._bar: tqdm[NoReturn] | None = None
+        self._masks = 0
+        self._failed = 0
+
+    def start(self, total: int, done: int) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            file=self._stream,
+            unit=" images",
+            dynamic_ncols=True,
+            bar_format=BAR_FORMAT,
+        )
+        self._count()
+
+    def image(self, result: MaskSet | Failure) -> None:
+        assert self._bar is not None, "image() before start()"
+        if isinstance(result, Failure):
+            self._failed += 1
+        else:
+            self._masks += len(result)
+        self._count()
+        self._bar.update(1)
+
+    def shard(self, receipt: Receipt) -> None:
+        pass
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _count(self) -> None:
+        assert self._bar is not None
+        failed = f", {self._failed} failed" if self._failed else ""
+        self._bar.set_postfix_str(f"{self._masks} masks{failed}", refresh=False)
+
+
+class ProgressLines:
+    """For log files and pipes: a line at the start, one every half minute, one at the end."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        every_seconds: float = SECONDS_BETWEEN_LINES,
+    ) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._every_seconds = every_seconds
+        self._total = self._done = self._before = self._reported = self._masks = self._failed = 0
+        self._started = self._last = 0.0
+        self._running = False
+
+    def start(self, total: int, done: int) -> None:
+        self._total, self._done, self._before, self._reported = total, done, done, done
+        self._started = self._last = self._clock()
+        self._running = True
+        self._print(f"{total} images, {done} of them done before" if done else f"{total} images")
+
+    def image(self, result: MaskSet | Failure) -> None:
+        self._done += 1
+        if isinstance(result, Failure):
+            self._failed += 1
+            self._print(f"failed: {result.ref.key}: {result.status}: {result.reason}")
+        else:
+            self._masks += len(result)
+        if self._clock() - self._last >= self._every_seconds:
+            self._report()
+
+    def shard(self, receipt: Receipt) -> None:
+        pass
+
+    def finish(self) -> None:
+        if self._running and self._done != self._reported:
+            self._report()
+        self._running = False
+
+    def _report(self) -> None:
+        self._last, self._reported = self._clock(), self._done
+        seconds = self._last - self._started
+        labeled = self._done - self._before
+        rate = labeled / seconds if seconds > 0 else 0.0
+        left = f", {_duration((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
+        failed = f", {self._failed} failed" if self._failed else ""
+        self._print(f"{self._done}/{self._total} images, {rate:.2f} images/s, {self._masks} masks{failed}{left}")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+def observer_for(stream: TextIO) -> Observer:
+    """A bar on a terminal, lines elsewhere."""
+    return ProgressBar(stream) if stream.isatty() else ProgressLines(stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to. `rows` counts this run's rows by status; `failures` are its first (key, status, reason)."""
+
+    out: str
+    planned: int
+    already_done: int
+    rows: Mapping[str, int]
+    failures: tuple[tuple[str, str, str], ...]
+    masks: int
+    seconds: Mapping[str, float]
+    wall_seconds: float
+    peak_memory_mb: float
+    shards_written: int
+
+    @property
+    def labeled(self) -> int:
+        return self.rows.get(Status.OK, 0)
+
+    @property
+    def failed(self) -> int:
+        return sum(self.rows.values()) - self.labeled
+
+    @property
+    def query(self) -> str:
+        """SQL that DuckDB runs on the output as it lies."""
+        files = f"{self.out.rstrip('/')}/data/*.parquet".replace("'", "''")
+        return f"select key, status, num_masks, error from '{files}' order by image_id"
+
+    def to_json(self) -> str:
+        """One line of JSON: the fields, the counts drawn from them and the query."""
+        derived = {"labeled": self.labeled, "failed": self.failed, "query": self.query}
+        return json.dumps(asdict(self) | derived, ensure_ascii=False)
+
+    def render(self) -> str:
+        """The same for a person, over several lines."""
+        lines = [self._headline(), *self._failure_lines()]
+        if self.labeled:
+            lines.append(f"  masks        {self.masks}, {self.masks / self.labeled:.1f} an image")
+        lines.append(f"  time         {_duration(self.wall_seconds)}{self._stages()}")
+        lines.append(f"  peak memory  {self.peak_memory_mb:.0f} MB")
+        lines.append(
+            f"  output       {self.out.rstrip('/')}/data, {_plural(self.shards_written, 'shard')} written in this run"
+        )
+        lines.append(f"  DuckDB       {self.query}")
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        counted = [_plural(self.planned, "image")]
+        if self.already_done:
+            counted.append(f"{self.already_done} done before")
+        counted += [f"{self.labeled} labeled", f"{self.failed} failed"]
+        left = self.planned - self.already_done - sum(self.rows.values())
+        return ", ".join([*counted, f"{left} left"] if left > 0 else counted)
+
+    def _failure_lines(self) -> list[str]:
+        lines = [f"  {status}  {key}: {reason}" for key, status, reason in self.failures]
+        more = self.failed - len(self.failures)
+        return [*lines, f"  and {more} more"] if more > 0 and lines else lines
+
+    def _stages(self) -> str:
+        longest = sorted(self.seconds.items(), key=lambda stage: -stage[1])[:STAGES_SHOWN]
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in longest if seconds >= 0.05)
+        return f" ({stages})" if stages else ""
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
