@@ -1,0 +1,97 @@
+"""The top of `sam-amg`: which commands there are, and what becomes of their errors.
+
+A command's module is imported when the command is used, not before: `sam-amg --help` imports click and nothing heavy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import click
+
+from amg import __version__
+from amg.errors import AmgError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command is defined, and the line that lists it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS: Mapping[str, Entry] = {
+    "run": Entry("amg.cli.run", "run", "Label images: photos in, masks in Parquet out."),
+    "show": Entry("amg.cli.show", "show", "Draw masks over their images, on one HTML page."),
+    "weights": Entry("amg.cli.weights", "weights", "List, fetch and verify checkpoints."),
+    "config": Entry("amg.cli.config", "config", "Print the settings of a job, or all there are."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that lists `COMMANDS` and imports one of them only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        entry = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(entry.module), entry.attribute)
+        assert isinstance(command, click.Command), f"{entry.module}.{entry.attribute} is no click command: {command!r}"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            ctx.fail(f"there is no command {name!r}; {guess}commands: {', '.join(COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  sam-amg run photos --out labels
+  sam-amg show labels
+  sam-amg COMMAND --help""",
+)
+@click.version_option(__version__, prog_name="sam-amg", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Find every object in a folder of images with Segment Anything, and keep the masks in Parquet.
+
+    Exit status: 0 every image has a row; 1 the job could not finish, or --strict and failures; 2 wrong usage or
+    settings, or an output that belongs to another job; 130 interrupted.
+    """
+
+
+def main() -> int:
+    """The exit status of the command line in `sys.argv`. Errors nobody foresaw keep their traceback."""
+    try:
+        status = cli.main(prog_name="sam-amg", standalone_mode=False)
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except AmgError as error:
+        click.echo("error: " + str(error).replace("\n", "\n       "), err=True)
+        return error.exit_status
+    return status if isinstance(status, int) else 0
