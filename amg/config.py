@@ -265,13 +265,13 @@ def fingerprint(depend_on: Mapping[str, Any]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing when no known name is near."""
+    """`; did you mean 'x'`, or nothing when no known name is near."""
     known = list(known)
     by_last = {k.rpartition(".")[2]: k for k in known}
     near = difflib.get_close_matches(name, known, 1, 0.6)
     if not near:
         near = [by_last[k] for k in difflib.get_close_matches(name.rpartition(".")[2], list(by_last), 1, 0.6)]
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}" if near else ""
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -54,6 +55,8 @@ def run(
     overrides = {name: value for name, value in named.items() if value is not None}
     config = resolve_settings(preset, config_file, assignments, overrides)
 
+    # What Pillow finds odd in a file either keeps it from being read, which becomes its row, or does not matter.
+    warnings.filterwarnings("ignore", module="PIL")
     # Imported only now, so that a wrong setting is said before torch is loaded.
     from amg.run.local import run_local
     from amg.run.progress import Silent, observer_for
