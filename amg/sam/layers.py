@@ -1,0 +1,61 @@
+"""The layers that more than one part of the model is made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of (N, C, H, W), every pixel on its own."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.over_last(x_NCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def over_last(self, x: Tensor) -> Tensor:
+        """The same where the channels are the last dimension."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(width, hidden)
+        self.lin2 = nn.Linear(hidden, width)
+        self.act = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin2(self.act(self.lin1(x)))
+
+
+def neck(width: int, channels: int) -> nn.Sequential:
+    """From the encoder's width to the embedding's channels; every image encoder ends in it."""
+    return nn.Sequential(
+        nn.Conv2d(width, channels, kernel_size=1, bias=False),
+        LayerNorm2d(channels),
+        nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(channels),
+    )
+
+
+def to_windows(x_NHWC: Tensor, side: int) -> Tensor:
+    """Square windows of (N, H, W, C) as (windows, side, side, C), zeros beyond the right and bottom edge."""
+    n, h, w, c = x_NHWC.shape
+    x_NHWC = F.pad(x_NHWC, (0, 0, 0, -w % side, 0, -h % side))
+    rows, columns = x_NHWC.shape[1] // side, x_NHWC.shape[2] // side
+    return x_NHWC.view(n, rows, side, columns, side, c).transpose(2, 3).reshape(-1, side, side, c)
+
+
+def from_windows(x_BssC: Tensor, n: int, h: int, w: int) -> Tensor:
+    """The inverse of `to_windows`: (n, h, w, C)."""
+    side, c = x_BssC.shape[2:]
+    rows, columns = -(-h // side), -(-w // side)
+    x_NHWC = x_BssC.view(n, rows, columns, side, side, c).transpose(2, 3).reshape(n, rows * side, columns * side, c)
+    return x_NHWC[:, :h, :w]

@@ -1,0 +1,118 @@
+"""`Sam`: an image encoder, a prompt encoder and a mask decoder, and what is asked of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amg.sam.config import SamConfig, TinyVitConfig
+from amg.sam.decoder import MaskDecoder
+from amg.sam.prompt import FOREGROUND, PromptEncoder, close
+from amg.sam.shared import SharedImage, decode_shared, share
+from amg.sam.tinyvit import TinyVit
+from amg.sam.vit import Vit
+from amg.tensors import Batch, Embedding, MaskLogits, Points
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What prompts of any kind give: `logits_PMLL` float32 over the padded model square, `iou_PM` not clamped."""
+
+    logits_PMLL: Tensor
+    iou_PM: Tensor
+
+
+class Sam(nn.Module):
+    """The three parts, finished and passed in; `state_dict` has the keys of the original checkpoints.
+
+    `name` is the architecture, `weights_digest` the sha256 of the file the weights came from (None: from no file),
+    `precision` says in words which arithmetic was chosen and why.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        name: str = "custom",
+        weights_digest: str | None = None,
+        precision: str = "as built",
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.name = name
+        self.weights_digest = weights_digest
+        self.precision = precision
+
+    @property
+    def device(self) -> torch.device:
+        return self.mask_decoder.iou_token.weight.device
+
+    @property
+    def side(self) -> int:
+        """The side S of the model's square input."""
+        return self.prompt_encoder.side
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Embedding:
+        """The image embedding of every crop."""
+        return Embedding(self.image_encoder(batch.pixels_N3SS), batch.crops, batch.resized)
+
+    @torch.no_grad()
+    def prepare(self, embedding: Embedding) -> SharedImage:
+        """What all points on one crop share; made once per crop, about the cost of one point."""
+        assert len(embedding) == 1, f"{len(embedding)} crops: take one, `embedding[n]`"
+        _, no_mask_1DGG = self.prompt_encoder()
+        position_1DGG = self.prompt_encoder.grid_encoding()
+        return share(self.mask_decoder, embedding.features_NDGG, position_1DGG, no_mask_1DGG)
+
+    @torch.no_grad()
+    def decode(self, image: SharedImage, points: Points) -> MaskLogits:
+        """Three masks for each point, as one foreground click; fastest in small chunks (1 to 8 points on a CPU)."""
+        unit_P12 = self.prompt_encoder.to_unit(points.xy_P2[:, None]).to(self.device)
+        labels_P1 = torch.full((len(points), 1), FOREGROUND, device=self.device)
+        sparse_P2D = self.prompt_encoder.embed_points(*close(unit_P12, labels_P1))
+        logits_PMLL, iou_PM = decode_shared(self.mask_decoder, image, sparse_P2D)
+        return MaskLogits(logits_PMLL.float(), iou_PM.float(), points)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        embedding: Embedding,
+        *,
+        xy_PK2: Tensor | None = None,
+        labels_PK: Tensor | None = None,
+        boxes_P4: Tensor | None = None,
+        masks_P1LL: Tensor | None = None,
+        multimask: bool = True,
+    ) -> Prediction:
+        """Masks for prompts of any kind on one crop: points with labels (1, 0, -1), boxes (x0, y0, x1, y1), masks.
+
+        Coordinates are in the model frame, masks are logits of an earlier prediction. Three masks, or the single one.
+        """
+        assert len(embedding) == 1, f"{len(embedding)} crops: take one, `embedding[n]`"
+        sparse_PKD, dense_PDGG = self.prompt_encoder(xy_PK2, labels_PK, boxes_P4, masks_P1LL)
+        position_1DGG = self.prompt_encoder.grid_encoding()
+        logits_PMLL, iou_PM = self.mask_decoder(
+            embedding.features_NDGG, position_1DGG, sparse_PKD, dense_PDGG, multimask=multimask
+        )
+        return Prediction(logits_PMLL.float(), iou_PM.float())
+
+
+def build_sam(config: SamConfig) -> Sam:
+    """A model of this architecture in evaluation mode, its weights not loaded yet."""
+    if isinstance(config.encoder, TinyVitConfig):
+        image_encoder = TinyVit(config.encoder, channels=config.channels)
+    else:
+        image_encoder = Vit(config.encoder, side=config.side, channels=config.channels)
+    prompt_encoder = PromptEncoder(
+        channels=config.channels, mask_channels=config.mask_channels, side=config.side, grid=config.grid
+    )
+    mask_decoder = MaskDecoder(config.decoder, channels=config.channels)
+    sam = Sam(image_encoder=image_encoder, prompt_encoder=prompt_encoder, mask_decoder=mask_decoder, name=config.name)
+    return sam.eval()

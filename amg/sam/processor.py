@@ -1,0 +1,44 @@
+"""From pixels of an image to what the encoder takes: resize, normalise, pad, bit for bit as segment-anything does.
+
+Sources: `ResizeLongestSide.apply_image` (a bilinear Pillow resize of the cut-out crop) and `Sam.preprocess`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from amg.geometry import Crop, Size, fit_longest_side
+from amg.tensors import Batch
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+def to_batch(
+    pixels_HWC: NDArray[np.uint8], crops: Sequence[Crop], device: torch.device | str = "cpu", *, side: int = 1024
+) -> Batch:
+    """The crops of one image (uint8 RGB) as one batch on `device`; bytes go up, arithmetic happens there."""
+    mean_311 = torch.tensor(PIXEL_MEAN, device=device)[:, None, None]
+    std_311 = torch.tensor(PIXEL_STD, device=device)[:, None, None]
+    pixels_N3SS = torch.zeros(len(crops), 3, side, side, device=device)
+    resized = []
+    for crop, square_3SS in zip(crops, pixels_N3SS, strict=True):
+        box = crop.box
+        pixels_3hw = resize(pixels_HWC[box.y0 : box.y1, box.x0 : box.x1], side).to(device).permute(2, 0, 1)
+        h, w = pixels_3hw.shape[1:]
+        square_3SS[:, :h, :w] = (pixels_3hw - mean_311) / std_311
+        resized.append(Size(h, w))
+    return Batch(pixels_N3SS, tuple(crops), tuple(resized))
+
+
+def resize(pixels_hwC: NDArray[np.uint8], side: int) -> Tensor:
+    """uint8 pixels with the longest side at `side`."""
+    size = fit_longest_side(Size(*pixels_hwC.shape[:2]), side)
+    picture = Image.fromarray(np.ascontiguousarray(pixels_hwC))
+    return torch.from_numpy(np.array(picture.resize((size.width, size.height), Image.Resampling.BILINEAR)))

@@ -1,0 +1,181 @@
+"""The image encoder of MobileSAM: TinyViT at 1024 pixels, distilled from ViT-H (arXiv 2306.14289).
+
+State-dict keys are those of MobileSAM's `TinyViT`. Inside, maps are (N, C, H, W) tensors in channels-last memory, so
+that a map and its tokens (N, H, W, C) are two views of the same bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amg.sam.config import TinyVitConfig
+from amg.sam.layers import from_windows, neck, to_windows
+
+
+class TinyVit(nn.Module):
+    def __init__(self, config: TinyVitConfig, *, channels: int) -> None:
+        super().__init__()
+        widths = config.widths
+        merges = [PatchMerging(*step) for step in zip(widths, widths[1:], config.strides, strict=False)]
+        self.patch_embed = Stem(widths[0])
+        self.layers = nn.ModuleList([ConvStage(widths[0], config.depths[0], merges[0])])
+        for i in range(1, len(widths)):
+            blocks = [Block(widths[i], config.heads[i], config.windows[i], config) for _ in range(config.depths[i])]
+            self.layers.append(Stage(blocks, merges[i] if i < len(merges) else None))
+        # The classifier of the pretraining: unused, kept so that published files load and save key for key.
+        self.norm_head = nn.LayerNorm(widths[-1])
+        self.head = nn.Linear(widths[-1], config.classes)
+        self.neck = neck(widths[-1], channels)
+
+    def forward(self, pixels_N3SS: Tensor) -> Tensor:
+        """Features (N, D, G, G) of normalised pixels."""
+        x_NCHW = self.patch_embed(pixels_N3SS.contiguous(memory_format=torch.channels_last))
+        for stage in self.layers:
+            x_NCHW = stage(x_NCHW)
+        return self.neck(x_NCHW)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and a batch norm; outside of training one convolution does the work of both."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 1, *, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(c_out)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        if self.training:
+            return self.bn(self.c(x_NCHW))
+        conv, norm = self.c, self.bn
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain_C = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias_C = norm.bias - norm.running_mean * gain_C
+        weight = conv.weight * gain_C[:, None, None, None]
+        return F.conv2d(x_NCHW, weight, bias_C, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class Stem(nn.Module):
+    """Two strided convolutions: a quarter of the side."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(
+            ConvNorm(3, width // 2, 3, stride=2), nn.GELU(), ConvNorm(width // 2, width, 3, stride=2)
+        )
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.seq(x_NCHW)
+
+
+class PatchMerging(nn.Module):
+    """To the next stage's width, through a depthwise convolution that may halve the side."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(c_in, c_out)
+        self.conv2 = ConvNorm(c_out, c_out, 3, stride=stride, groups=c_out)
+        self.conv3 = ConvNorm(c_out, c_out)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x_NCHW)))))
+
+
+class ConvStage(nn.Module):
+    def __init__(self, width: int, depth: int, downsample: PatchMerging) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MbConv(width) for _ in range(depth))
+        self.downsample = downsample
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        for block in self.blocks:
+            x_NCHW = block(x_NCHW)
+        return self.downsample(x_NCHW)
+
+
+class MbConv(nn.Module):
+    """An inverted bottleneck: widen fourfold, mix each channel over its neighbours, narrow, add."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(width, 4 * width)
+        self.conv2 = ConvNorm(4 * width, 4 * width, 3, groups=4 * width)
+        self.conv3 = ConvNorm(4 * width, width)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y_NCHW = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x_NCHW)))))
+        return F.gelu(x_NCHW + y_NCHW)
+
+
+class Stage(nn.Module):
+    def __init__(self, blocks: list[Block], downsample: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        for block in self.blocks:
+            x_NCHW = block(x_NCHW)
+        return x_NCHW if self.downsample is None else self.downsample(x_NCHW)
+
+
+class Block(nn.Module):
+    """Attention in windows, a depthwise convolution (no residual), an MLP."""
+
+    def __init__(self, width: int, heads: int, window: int, config: TinyVitConfig) -> None:
+        super().__init__()
+        self.window = window
+        self.attn = Attention(width, heads, window)
+        self.local_conv = ConvNorm(width, width, 3, groups=width)
+        self.mlp = TinyMlp(width, width * config.mlp_ratio)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+        n, h, w, _ = x_NHWC.shape
+        x_NHWC = x_NHWC + from_windows(self.attn(to_windows(x_NHWC, self.window)), n, h, w)
+        x_NHWC = self.local_conv(x_NHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return (x_NHWC + self.mlp(x_NHWC)).permute(0, 3, 1, 2)
+
+
+class TinyMlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
+class Attention(nn.Module):
+    """Attention in one window, with a learned bias for each head and each pair of row and column distance.
+
+    The layer norm comes after the padding of the windows: padded places hold its bias and are attended to.
+    """
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
+
+    def forward(self, x_BssC: Tensor) -> Tensor:
+        b, s, _, width = x_BssC.shape
+        qkv_BThc3 = self.qkv(self.norm(x_BssC)).view(b, s * s, self.heads, -1)
+        q_BhTc, k_BhTc, v_BhTc = qkv_BThc3.transpose(1, 2).chunk(3, dim=-1)
+        bias_1hTT = self.attention_biases[None, :, pair_index(s, x_BssC.device)]
+        y_BhTc = F.scaled_dot_product_attention(q_BhTc, k_BhTc, v_BhTc, attn_mask=bias_1hTT)
+        return self.proj(y_BhTc.transpose(1, 2).reshape(b, s, s, width))
+
+
+def pair_index(side: int, device: torch.device) -> Tensor:
+    """Where the bias of two places of a window is stored: |row distance| * side + |column distance|, (T, T) int64."""
+    at = torch.arange(side, device=device)
+    distance_ss = (at[:, None] - at[None, :]).abs()
+    rows, columns = distance_ss[:, None, :, None], distance_ss[None, :, None, :]
+    return (rows * side + columns).reshape(side * side, side * side)
