@@ -17,7 +17,7 @@ from amg.config import GenerateSettings, generate_settings
 from amg.errors import AmgError
 from amg.geometry import Crop, Size, plan_crops
 from amg.masks import grid, nms, regions, runs
-from amg.masks.score import Lens, score
+from amg.masks.score import Lens, Shelf, score
 from amg.sam.model import Sam
 from amg.sam.shared import SharedImage
 from amg.sam.processor import to_batch
@@ -105,7 +105,7 @@ def as_image(pixels: Pixels, row: int = 0) -> Image:
 
 def default_points_per_batch(device: torch.device) -> int:
     """Small chunks keep a CPU's caches warm; a GPU wants many points at once, as the reference has them."""
-    return 4 if device.type == "cpu" else 64
+    return 2 if device.type == "cpu" else 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +165,14 @@ class _Generator:
         return self._prompt(prepared, points, lens, clock)
 
     def _prompt(self, prepared: SharedImage, points: Points, lens: Lens, clock: _Clock) -> _Found:
-        parts, funnel, held = [], Funnel(), 0
+        parts, funnel, shelf = [], Funnel(), Shelf(self.room)
         for chunk in self._chunks(len(points)):
             with clock.stage("prompt"):
                 masks = self.sam.decode(prepared, points[chunk])
             with clock.stage("score"):
-                candidates, dropped = score(masks, lens, self.settings, room=self.room - held)
+                candidates, dropped = score(masks, lens, self.settings, shelf)
             parts.append(candidates)
             funnel += dropped
-            held += len(candidates.logits_V)
         with clock.stage("nms"):
             candidates = Candidates.concat(parts)
             keep = nms.nms_in_crop(candidates, max_iou=self.settings.box_nms_thresh)

@@ -150,15 +150,16 @@ class Candidates:
 
     @staticmethod
     def concat(parts: Sequence[Candidates]) -> Candidates:
-        """All parts (at least one) after each other."""
-        shifts = [0]
-        for part in parts:
-            shifts.append(shifts[-1] + len(part.logits_V))
+        """All parts (at least one) after each other; parts with the same logits go on sharing them."""
         columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _ROW_COLUMNS}
-        starts = [
-            torch.where(part.start_K < 0, -1, part.start_K + shift) for part, shift in zip(parts, shifts, strict=False)
-        ]
-        return Candidates(**columns, start_K=torch.cat(starts), logits_V=torch.cat([part.logits_V for part in parts]))
+        if all(part.logits_V is parts[0].logits_V for part in parts):
+            return Candidates(**columns, start_K=torch.cat([p.start_K for p in parts]), logits_V=parts[0].logits_V)
+        starts, shift = [], 0
+        for part in parts:
+            starts.append(torch.where(part.start_K < 0, -1, part.start_K + shift))
+            shift += len(part.logits_V)
+        logits_V = torch.cat([part.logits_V for part in parts])
+        return Candidates(**columns, start_K=torch.cat(starts), logits_V=logits_V)
 
     def to_host(self) -> dict[str, NDArray[Any]]:
         """Every column by its name, as arrays."""

@@ -8,7 +8,7 @@ from amg.config import generate_settings
 from amg.geometry import Box, Crop, Size, fit_longest_side, plan_crops
 from amg.kernels import resample
 from amg.masks import grid, nms, regions, runs
-from amg.masks.score import Lens, inclusive, near_crop_edge, score, stability_score
+from amg.masks.score import Lens, Shelf, inclusive, near_crop_edge, score, stability_score
 from amg.tensors import Candidates, MaskLogits, Points
 from tests import reference
 
@@ -30,7 +30,7 @@ def test_scores_and_bits_equal_the_full_size_masks(height: int, width: int, nois
     logits = reference.smooth_logits(rng, 4, noise=noise)
     lens = lens_of(height, width)
     dense = reference.full_size_logits(logits, lens.image)
-    scores = resample.score(logits.numpy(), lens.x, lens.y, low=-1.0, middle=0.0, high=1.0)
+    scores = resample.score(logits.numpy(), np.arange(len(logits)), lens.x, lens.y, low=-1.0, middle=0.0, high=1.0)
     np.testing.assert_array_equal(scores.count_K3, reference.counts(dense, (-1.0, 0.0, 1.0)))
     for k, mask in enumerate((dense > 0).numpy()):
         assert scores.box_K4[k].tolist() == reference.box(mask)
@@ -38,7 +38,9 @@ def test_scores_and_bits_equal_the_full_size_masks(height: int, width: int, nois
             continue
         row, column, rows, columns = resample.window(scores.box_K4[k], lens.x, lens.y)
         part = logits[k, row : row + rows, column : column + columns].numpy()
-        window = runs.draw(part.reshape(-1), np.array([row, column, rows, columns]), scores.box_K4[k], lens, threshold=0)
+        window = runs.draw(
+            part.reshape(-1), np.array([row, column, rows, columns]), scores.box_K4[k], lens, threshold=0
+        )
         bits, x0, y0 = window
         drawn = np.zeros((height, width), np.bool_)
         drawn[y0 : y0 + bits.shape[1], x0 : x0 + bits.shape[0]] = bits.T
@@ -50,7 +52,15 @@ def test_scores_hold_at_other_thresholds(thresholds: tuple[float, float, float])
     logits = reference.smooth_logits(np.random.default_rng(5), 6, noise=0.3)
     lens = lens_of(333, 500)
     dense = reference.full_size_logits(logits, lens.image)
-    scores = resample.score(logits.numpy(), lens.x, lens.y, low=thresholds[0], middle=thresholds[1], high=thresholds[2])
+    scores = resample.score(
+        logits.numpy(),
+        np.arange(len(logits)),
+        lens.x,
+        lens.y,
+        low=thresholds[0],
+        middle=thresholds[1],
+        high=thresholds[2],
+    )
     np.testing.assert_array_equal(scores.count_K3, reference.counts(dense, thresholds))
 
 
@@ -59,7 +69,7 @@ def test_constant_logits_on_a_threshold_count_as_not_above_it(value: float) -> N
     logits = torch.full((1, 256, 256), value)
     lens = lens_of(30, 40)
     dense = reference.full_size_logits(logits, lens.image)
-    scores = resample.score(logits.numpy(), lens.x, lens.y, low=-1.0, middle=0.0, high=1.0)
+    scores = resample.score(logits.numpy(), np.arange(len(logits)), lens.x, lens.y, low=-1.0, middle=0.0, high=1.0)
     np.testing.assert_array_equal(scores.count_K3, reference.counts(dense, (-1.0, 0.0, 1.0)))
 
 
@@ -118,9 +128,13 @@ def test_grids_equal_the_reference_and_have_at_least_one_point() -> None:
     from segment_anything.utils.amg import build_all_layer_point_grids
 
     theirs = build_all_layer_point_grids(32, 2, 2)
-    ours = grid.layer_grids(generate_settings({"points_per_side": 32, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}))
+    ours = grid.layer_grids(
+        generate_settings({"points_per_side": 32, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2})
+    )
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    tiny = grid.layer_grids(generate_settings({"points_per_side": 2, "crop_n_layers": 3, "crop_n_points_downscale_factor": 2}))
+    tiny = grid.layer_grids(
+        generate_settings({"points_per_side": 2, "crop_n_layers": 3, "crop_n_points_downscale_factor": 2})
+    )
     assert [len(g) for g in tiny] == [4, 1, 1, 1]
 
 
@@ -160,7 +174,9 @@ def test_cleaning_equals_opencv_on_the_whole_image() -> None:
 def masks_of(logits: torch.Tensor, iou: list[float]) -> MaskLogits:
     n = len(iou) // 3
     points = Points(
-        torch.zeros(n, 2, dtype=torch.float64), torch.zeros(n, 2, dtype=torch.float64), torch.arange(n, dtype=torch.int32)
+        torch.zeros(n, 2, dtype=torch.float64),
+        torch.zeros(n, 2, dtype=torch.float64),
+        torch.arange(n, dtype=torch.int32),
     )
     return MaskLogits(logits.view(n, 3, 256, 256), torch.tensor(iou).view(n, 3), points)
 
@@ -174,9 +190,12 @@ def test_each_filter_counts_what_it_drops() -> None:
     masks = masks_of(sharp, [0.9, 0.9, 0.9, 0.8, 0.9, 0.95])
     image, crop = Size(1000, 1500), Crop(Box(500, 0, 1500, 1000), 1, 2)
     settings = generate_settings({"max_mask_area_fraction": 0.6})
-    candidates, funnel = score(masks, Lens.on(crop, Size(1024, 1024), image), settings)
+    candidates, funnel = score(masks, Lens.on(crop, Size(1024, 1024), image), settings, Shelf(10**6))
     assert candidates.crop_K.tolist() == [2, 2]
-    assert list(zip(candidates.point_index_K.tolist(), candidates.mask_index_K.tolist(), strict=True)) == [(0, 0), (1, 2)]
+    assert list(zip(candidates.point_index_K.tolist(), candidates.mask_index_K.tolist(), strict=True)) == [
+        (0, 0),
+        (1, 2),
+    ]
     assert (funnel.candidates, funnel.dropped_predicted_iou, funnel.dropped_stability) == (6, 1, 1)
     assert (funnel.dropped_max_area, funnel.dropped_crop_edge) == (1, 1)
 
@@ -185,7 +204,7 @@ def test_candidates_survive_selection_and_joining_with_their_logits() -> None:
     logits = reference.smooth_logits(np.random.default_rng(6), 6)
     lens = lens_of(200, 300)
     settings = generate_settings({"stability_score_thresh": 0, "pred_iou_thresh": 0})
-    candidates, _ = score(masks_of(logits, [1.0] * 6), lens, settings)
+    candidates, _ = score(masks_of(logits, [1.0] * 6), lens, settings, Shelf(10**6))
     assert len(candidates) == 6
     again = Candidates.concat([candidates.select(torch.tensor([4, 1])), candidates.select(torch.tensor([0]))])
     assert again.mask_index_K.tolist() == [1, 1, 0]
@@ -199,7 +218,7 @@ def test_candidates_survive_selection_and_joining_with_their_logits() -> None:
 def test_what_has_no_room_is_marked_and_the_rest_is_kept() -> None:
     logits = reference.smooth_logits(np.random.default_rng(6), 6)
     settings = generate_settings({"stability_score_thresh": 0, "pred_iou_thresh": 0})
-    candidates, _ = score(masks_of(logits, [1.0] * 6), lens_of(200, 300), settings, room=100_000)
+    candidates, _ = score(masks_of(logits, [1.0] * 6), lens_of(200, 300), settings, Shelf(100_000))
     held = candidates.start_K >= 0
     assert 0 < int(held.sum()) < 6
     assert len(candidates.logits_V) <= 100_000

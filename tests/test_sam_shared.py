@@ -37,10 +37,9 @@ def test_points_on_a_shared_image_give_the_plain_decoders_masks(count: int) -> N
 def test_a_point_does_not_see_the_others_of_its_chunk() -> None:
     _, sam = mobile_pair()
     shared = sam.prepare(embedding())
-    whole = sam.decode(shared, points(4))
-    parts = [sam.decode(shared, points(4)[span]) for span in (slice(0, 1), slice(1, 4))]
-    assert_near(torch.cat([part.logits_PMLL for part in parts]), whole.logits_PMLL)
-    assert all(isinstance(part, MaskLogits) and len(part.points) in (1, 3) for part in parts)
+    whole = sam.decode(shared, points(4)).logits_PMLL.clone()  # the next decode writes to the same place
+    parts = [sam.decode(shared, points(4)[span]).logits_PMLL.clone() for span in (slice(0, 1), slice(1, 4))]
+    assert_near(torch.cat(parts), whole)
 
 
 def test_decoding_twice_gives_the_same_bits() -> None:

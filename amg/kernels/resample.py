@@ -77,12 +77,24 @@ class Scores:
     box_K4: NDArray[np.int64]
 
 
-def score(logits_KLL: NDArray[np.float32], x: Axis, y: Axis, *, low: float, middle: float, high: float) -> Scores:
-    """Counts at three thresholds (`low <= middle <= high`) and the box at `middle` of K masks at the crop's resolution."""
-    count = np.zeros((len(logits_KLL), 3), np.int64)
-    box = np.zeros((len(logits_KLL), 4), np.int64)
+def score(
+    logits_CLL: NDArray[np.float32],
+    which_K: NDArray[np.int64],
+    x: Axis,
+    y: Axis,
+    *,
+    low: float,
+    middle: float,
+    high: float,
+) -> Scores:
+    """Counts at three thresholds (`low <= middle <= high`) and the box at `middle`, at the crop's resolution, of K masks.
+
+    `which_K` says which of the C masks to look at.
+    """
+    count = np.zeros((len(which_K), 3), np.int64)
+    box = np.zeros((len(which_K), 4), np.int64)
     thresholds = np.array([low, middle, high], np.float32)
-    _score(np.ascontiguousarray(logits_KLL), thresholds, *_arrays(x), *_arrays(y), count, box)
+    _score(np.ascontiguousarray(logits_CLL), which_K, thresholds, *_arrays(x), *_arrays(y), count, box)
     return Scores(count, box)
 
 
@@ -224,8 +236,8 @@ def _range_3x3(logits, rows, columns, lowest, highest, low_row, high_row):  # ty
 
 
 @numba.njit(nogil=True, cache=True)
-def _score(logits_KLL, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, pyi, pyw, ys, count, box):  # type: ignore[no-untyped-def]
-    side = logits_KLL.shape[1]
+def _score(logits_CLL, which_K, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, pyi, pyw, ys, count, box):  # type: ignore[no-untyped-def]
+    side = logits_CLL.shape[1]
     t_low, t_mid, t_high = thresholds
     width, height = pxi.shape[1], pyi.shape[1]
     columns, rows = 0, 0
@@ -238,8 +250,8 @@ def _score(logits_KLL, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, pyi, pyw, y
     low_row, high_row = np.empty(side + 2, np.float32), np.empty(side + 2, np.float32)
     patch = np.empty((_widest(ys), _widest(xs)), np.float32)
     middle = np.empty((8 + _widest(ys), _widest(xs)), np.float32)
-    for k in range(len(logits_KLL)):
-        logits = logits_KLL[k]
+    for k in range(len(which_K)):
+        logits = logits_CLL[which_K[k]]
         _range_3x3(logits, rows, columns, lowest, highest, low_row, high_row)
         n_low = n_mid = n_high = 0
         x0, y0, x1, y1 = width, height, -1, -1

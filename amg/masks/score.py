@@ -35,15 +35,34 @@ class Lens:
         )
 
 
-def score(
-    masks: MaskLogits, lens: Lens, settings: GenerateSettings, *, room: int | None = None
-) -> tuple[Candidates, Funnel]:
+class Shelf:
+    """Room for the logits of one crop's candidates: one block of float32, so that the heap is not left in pieces.
+
+    The system gives memory to a block when it is written to, not when it is made.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._values_V = np.empty(room, np.float32)
+        self._used = 0
+        self.logits_V = from_host(self._values_V)
+
+    def put(self, window_RC: NDArray[np.float32]) -> int:
+        """Where the window now begins, or -1 when it does not fit."""
+        start, end = self._used, self._used + window_RC.size
+        if end > len(self._values_V):
+            return -1
+        self._values_V[start:end] = window_RC.reshape(-1)
+        self._used = end
+        return start
+
+
+def score(masks: MaskLogits, lens: Lens, settings: GenerateSettings, shelf: Shelf) -> tuple[Candidates, Funnel]:
     """The masks that pass every filter of their own, in the order of points and masks, and what the filters dropped.
 
     Filters, as the reference has them: predicted IoU > threshold; stability >= threshold, where 0/0 fails; then the
     area of the whole image (ours); then the box's distance to the crop's edges. A threshold of 0 switches its filter
-    off. `room` bounds the logits (float32 values) that are kept for drawing; a candidate that does not fit has
-    `start_K` -1 and must be decoded again.
+    off. The logits that are needed to draw a candidate are put on the shelf; one that does not fit has `start_K` -1 and
+    must be decoded again.
     """
     iou_C = to_host(masks.iou_PM).reshape(-1)
     logits_CLL = to_host(masks.logits_PMLL).reshape(-1, *masks.logits_PMLL.shape[2:])
@@ -53,7 +72,7 @@ def score(
     passed_iou = len(index)
 
     low, middle, high = _thresholds(settings)
-    scores = resample.score(logits_CLL[index], lens.x, lens.y, low=low, middle=middle, high=high)
+    scores = resample.score(logits_CLL, index, lens.x, lens.y, low=low, middle=middle, high=high)
     stability = stability_score(scores.count_K3)
     keep = np.ones(len(index), np.bool_)
     if settings.stability_score_thresh > 0:
@@ -72,7 +91,7 @@ def score(
         dropped_max_area=passed_stability - passed_area,
         dropped_crop_edge=passed_area - len(kept),
     )
-    return _candidates(masks, logits_CLL, index[kept], lens, scores, kept, stability[kept], iou_C, room), funnel
+    return _candidates(masks, logits_CLL, index[kept], lens, scores, kept, stability[kept], iou_C, shelf), funnel
 
 
 def stability_score(count_K3: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -113,19 +132,15 @@ def _candidates(
     kept: NDArray[np.int64],
     stability: NDArray[np.float32],
     iou_C: NDArray[np.float32],
-    room: int | None,
+    shelf: Shelf,
 ) -> Candidates:
     per_point = masks.iou_PM.shape[1]
     box_crop = scores.box_K4[kept]
-    windows, starts, pieces, held = [], [], [], 0
+    windows, starts = [], []
     for mask, box in zip(flat, box_crop, strict=True):
         row, column, rows, columns = resample.window(box, lens.x, lens.y) if box[2] > box[0] else (0, 0, 0, 0)
-        fits = room is None or held + rows * columns <= room
         windows.append((row, column, rows, columns))
-        starts.append(held if fits else -1)
-        if fits:
-            pieces.append(logits_CLL[mask, row : row + rows, column : column + columns].reshape(-1))
-            held += rows * columns
+        starts.append(shelf.put(logits_CLL[mask, row : row + rows, column : column + columns]))
     crop = lens.crop
     empty = (box_crop[:, 2] <= box_crop[:, 0])[:, None]
     box_image = np.where(empty, 0, box_crop + np.array([crop.box.x0, crop.box.y0, crop.box.x0, crop.box.y0]))
@@ -141,5 +156,5 @@ def _candidates(
         crop_K=torch.full((len(flat),), crop.index, dtype=torch.int32),
         window_K4=from_host(np.array(windows, np.int32).reshape(-1, 4)),
         start_K=from_host(np.array(starts, np.int64)),
-        logits_V=from_host(np.concatenate(pieces) if pieces else np.zeros(0, np.float32)),
+        logits_V=shelf.logits_V,
     )

@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a tensor that nobody else holds: in its own memory unless gradients are wanted."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
 class LayerNorm2d(nn.Module):
     """Layer norm over the channels of (N, C, H, W), every pixel on its own."""
 

@@ -73,7 +73,10 @@ class Sam(nn.Module):
 
     @torch.no_grad()
     def decode(self, image: SharedImage, points: Points) -> MaskLogits:
-        """Three masks for each point, as one foreground click; fastest in small chunks (1 to 8 points on a CPU)."""
+        """Three masks for each point, as one foreground click; fastest in small chunks (1 to 8 points on a CPU).
+
+        The logits lie in the image's workspace: the next `decode` on the same prepared image overwrites them.
+        """
         unit_P12 = self.prompt_encoder.to_unit(points.xy_P2[:, None]).to(self.device)
         labels_P1 = torch.full((len(points), 1), FOREGROUND, device=self.device)
         sparse_P2D = self.prompt_encoder.embed_points(*close(unit_P12, labels_P1))

@@ -11,12 +11,16 @@ The results are those of `MaskDecoder` up to float32 rounding; three facts save 
 3. A transposed convolution of kernel 2 and stride 2 is a linear layer whose outputs lie side by side; they are put in
    their places at the end, when only the masks are left.
 
+All large tensors of a chunk live in a `Workspace` that the next chunk uses again: to get memory from the system and to
+give it back costs more than the arithmetic, and between small allocations that stay it leaves the heap in pieces.
+
 Letters as in `transformer.py`, and: C channels inside an attention, R = T*h rows of a prompt, U channels that the
 weights of a mask combine.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,8 +29,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg.sam.decoder import MaskDecoder
-from amg.sam.layers import LayerNorm2d
+from amg.sam.layers import LayerNorm2d, gelu
+from amg.sam.layers import LayerNorm2d, gelu
 from amg.sam.transformer import Attention, TwoWayBlock
+
+
+class Workspace:
+    """Tensors by name that are made once and overwritten by each chunk of prompts; smaller ones are views of larger."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._tensors: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape. What the name held before is overwritten by whoever writes to it."""
+        size = math.prod(shape)
+        held = self._tensors.get(name)
+        if held is None or len(held) < size:
+            held = self._tensors[name] = self._like.new_empty(size)
+        return held[:size].view(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +63,7 @@ class SharedImage:
     v_1hIc: Tensor
     q_IC: Tensor
     base_1ID: Tensor
+    workspace: Workspace
 
     @property
     def grid(self) -> int:
@@ -61,21 +83,27 @@ def share(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no
         v_1hIc=to_image.split(to_image.v_proj(keys_1ID)).contiguous(),
         q_IC=to_token.q_proj(placed_1ID)[0],
         base_1ID=keys_1ID + to_token.out_proj.bias,
+        workspace=Workspace(keys_1ID),
     )
 
 
 def decode_shared(decoder: MaskDecoder, image: SharedImage, sparse_PKD: Tensor) -> tuple[Tensor, Tensor]:
-    """The multimask logits (P, M, L, L) and IoU (P, M) of `MaskDecoder.forward`."""
+    """The multimask logits (P, M, L, L) and IoU (P, M) of `MaskDecoder.forward`, without gradients.
+
+    The logits lie in the image's workspace: the next call overwrites them.
+    """
     tokens_PTD = decoder.tokens(sparse_PKD)
     first, *later = _blocks(decoder)
+    work = image.workspace
     queries_PTD, keys_PID = _first_block(first, image, tokens_PTD)
     for block in later:
-        queries_PTD, keys_PID = _block(block, queries_PTD, keys_PID, tokens_PTD, image.position_1ID)
+        queries_PTD, keys_PID = _block(block, queries_PTD, keys_PID, tokens_PTD, image)
     final = decoder.transformer.final_attn_token_to_image
-    found_PTD = tokens_ask_image(final, queries_PTD + tokens_PTD, keys_PID + image.position_1ID, keys_PID)
+    placed_PID = torch.add(keys_PID, image.position_1ID, out=work("placed", *keys_PID.shape))
+    found_PTD = tokens_ask_image(final, queries_PTD + tokens_PTD, placed_PID, keys_PID, work)
     queries_PTD = decoder.transformer.norm_final_attn(queries_PTD + found_PTD)
     weights_PMU, iou_PM = decoder.read(queries_PTD, multimask=True)
-    return draw(decoder.output_upscaling, keys_PID, weights_PMU, image.grid), iou_PM
+    return draw(decoder.output_upscaling, keys_PID, weights_PMU, image.grid, work), iou_PM
 
 
 def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,72 +118,96 @@ def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor) -> 
     k_PThc = attention.k_proj(queries_PTD + tokens_PTD).unflatten(2, (attention.heads, -1))
     p, t, h, c = k_PThc.shape
     eye_hh1 = torch.eye(h, dtype=k_PThc.dtype, device=k_PThc.device)[:, :, None]
-    rows_PRC = (k_PThc[:, :, :, None, :] * (eye_hh1 * c**-0.5)).view(p * t * h, h * c)
-    scores_PRI = (rows_PRC @ image.q_IC.T).view(p, t * h, -1)
-    told_PID = told_by_tokens(attention, scores_PRI, queries_PTD, image.base_1ID)
-    return queries_PTD, block.norm4(told_PID)
+    rows_XC = (k_PThc[:, :, :, None, :] * (eye_hh1 * c**-0.5)).view(p * t * h, h * c)  # X: prompts and their rows
+    scores_XI = torch.mm(rows_XC, image.q_IC.T, out=image.workspace("scores", p * t * h, len(image.q_IC)))
+    scores_PRI = scores_XI.view(p, t * h, -1)
+    return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, image.base_1ID, image.workspace)
 
 
 def _block(
-    block: TwoWayBlock, queries_PTD: Tensor, keys_PID: Tensor, tokens_PTD: Tensor, position_1ID: Tensor
+    block: TwoWayBlock, queries_PTD: Tensor, keys_PID: Tensor, tokens_PTD: Tensor, image: SharedImage
 ) -> tuple[Tensor, Tensor]:
     """`TwoWayBlock.forward` for a later block, with the projections on the token's side."""
+    work = image.workspace
     queries_PTD = block.attend_to_each_other(queries_PTD, tokens_PTD)
-    placed_PID = keys_PID + position_1ID
-    found_PTD = tokens_ask_image(block.cross_attn_token_to_image, queries_PTD + tokens_PTD, placed_PID, keys_PID)
+    placed_PID = torch.add(keys_PID, image.position_1ID, out=work("placed", *keys_PID.shape))
+    found_PTD = tokens_ask_image(block.cross_attn_token_to_image, queries_PTD + tokens_PTD, placed_PID, keys_PID, work)
     queries_PTD = block.take_in(queries_PTD, found_PTD)
 
     attention = block.cross_attn_image_to_token
     k_PThc = attention.k_proj(queries_PTD + tokens_PTD).unflatten(2, (attention.heads, -1))
-    bias_PR1 = (k_PThc * attention.q_proj.bias.view(attention.heads, -1)).sum(-1).flatten(1)[..., None]
+    p, t, h, c = k_PThc.shape
+    bias_PR1 = (k_PThc * attention.q_proj.bias.view(h, c)).sum(-1).flatten(1)[..., None]
     rows_PRD = _through(k_PThc, attention.q_proj)
-    scale = k_PThc.shape[-1] ** -0.5
-    scores_PRI = torch.baddbmm(bias_PR1, rows_PRD, placed_PID.transpose(1, 2), beta=scale, alpha=scale)
-    told_PID = told_by_tokens(attention, scores_PRI, queries_PTD, keys_PID + attention.out_proj.bias)
-    return queries_PTD, block.norm4(told_PID)
+    scores_PRI = work("scores", p, t * h, keys_PID.shape[1])
+    torch.baddbmm(bias_PR1, rows_PRD, placed_PID.transpose(1, 2), beta=c**-0.5, alpha=c**-0.5, out=scores_PRI)
+    base_PID = torch.add(keys_PID, attention.out_proj.bias, out=placed_PID)
+    return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, base_PID, work)
 
 
-def tokens_ask_image(attention: Attention, queries_PTD: Tensor, placed_PID: Tensor, keys_PID: Tensor) -> Tensor:
+def tokens_ask_image(
+    attention: Attention, queries_PTD: Tensor, placed_PID: Tensor, keys_PID: Tensor, work: Workspace
+) -> Tensor:
     """`attention(queries, placed, keys)` for few queries on many keys."""
     q_PThc = attention.q_proj(queries_PTD).unflatten(2, (attention.heads, -1))
     p, t, h, c = q_PThc.shape
     rows_PRD = _through(q_PThc * c**-0.5, attention.k_proj)
-    shares_PRI = torch.bmm(rows_PRD, placed_PID.transpose(1, 2)).softmax(-1)
+    scores_PRI = work("scores", p, t * h, keys_PID.shape[1])
+    torch.bmm(rows_PRD, placed_PID.transpose(1, 2), out=scores_PRI)
+    shares_PRI = torch.softmax(scores_PRI, -1, out=work("shares", *scores_PRI.shape))
     seen_PThD = torch.bmm(shares_PRI, keys_PID).view(p, t, h, -1)
     weight_hcD = attention.v_proj.weight.view(h, c, -1)
     found_PThc = torch.einsum("pthd,hcd->pthc", seen_PThD, weight_hcD) + attention.v_proj.bias.view(h, c)
     return attention.out_proj(found_PThc.flatten(2))
 
 
-def told_by_tokens(attention: Attention, scores_PRI: Tensor, queries_PTD: Tensor, base_PID: Tensor) -> Tensor:
-    """`base + attention(image, ..., queries)` without the output's bias, from the scores of all rows (T, h)."""
+def take_in_tokens(
+    block: TwoWayBlock, scores_PRI: Tensor, queries_PTD: Tensor, base_PID: Tensor, work: Workspace
+) -> Tensor:
+    """`norm4(image + attention(image, ..., queries))` from the scores of all rows (T, h); `base` holds the output's bias."""
+    attention = block.cross_attn_image_to_token
     v_PThc = attention.v_proj(queries_PTD).unflatten(2, (attention.heads, -1))
     p, t, h, c = v_PThc.shape
-    shares_PTX = scores_PRI.view(p, t, -1).softmax(dim=1)  # X: head and image token; memory in long runs
+    scores_PTX = scores_PRI.view(p, t, -1)  # X: head and image token; memory in long runs
+    shares_PTX = torch.softmax(scores_PTX, 1, out=work("shares", *scores_PTX.shape))
     weight_Dhc = attention.out_proj.weight.view(-1, h, c)
     rows_PRD = torch.einsum("pthc,dhc->pthd", v_PThc, weight_Dhc).flatten(1, 2)
     shares_PIR = shares_PTX.view_as(scores_PRI).transpose(1, 2)
-    return torch.baddbmm(base_PID.expand(p, -1, -1), shares_PIR, rows_PRD)
+    told_PID = work("told", p, *base_PID.shape[1:])
+    torch.baddbmm(base_PID.expand(p, -1, -1), shares_PIR, rows_PRD, out=told_PID)
+    return _layer_norm(told_PID, block.norm4, work("keys", *told_PID.shape))
 
 
-def draw(upscaling: nn.Sequential, keys_PID: Tensor, weights_PMU: Tensor, grid: int) -> Tensor:
+def draw(upscaling: nn.Sequential, keys_PID: Tensor, weights_PMU: Tensor, grid: int, work: Workspace) -> Tensor:
     """Logits (P, M, 4G, 4G): the upscaled image tokens times the masks' weights; pixels move to their places last."""
     up1, norm, _, up2, _ = upscaling
     p, m, u = weights_PMU.shape
-    x = F.gelu(cast(LayerNorm2d, norm).over_last(_upscale(up1, keys_PID)))
-    x = F.gelu(_upscale(up2, x)).view(p, -1, u)
-    logits_PMX = torch.bmm(weights_PMU, x.transpose(1, 2))
+    x = _upscale(up1, keys_PID, work, "told")
+    x = gelu(_layer_norm(x, cast(LayerNorm2d, norm), work("placed", *x.shape)))
+    x = gelu(_upscale(up2, x, work, "large")).view(p, -1, u)
+    logits_PMX = torch.bmm(weights_PMU, x.transpose(1, 2), out=work("shares", p, m, x.shape[1]))
     logits_PMGGabcd = logits_PMX.view(p, m, grid, grid, 2, 2, 2, 2)
-    return logits_PMGGabcd.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(p, m, 4 * grid, 4 * grid)
+    out_PMLL = work("logits", p, m, 4 * grid, 4 * grid)
+    out_PMLL.view(p, m, grid, 2, 2, grid, 2, 2).copy_(logits_PMGGabcd.permute(0, 1, 2, 4, 6, 3, 5, 7))
+    return out_PMLL
 
 
-def _upscale(up: nn.Module, x: Tensor) -> Tensor:
+def _upscale(up: nn.Module, x: Tensor, work: Workspace, name: str) -> Tensor:
     """A transposed convolution (kernel 2, stride 2) on (..., channels): (..., 4, fewer), the four by row and column."""
     up = cast(nn.ConvTranspose2d, up)
     assert up.bias is not None
-    c_out = up.out_channels
-    weight = up.weight.permute(2, 3, 1, 0).reshape(4 * c_out, up.in_channels)
-    return F.linear(x, weight, up.bias.repeat(4)).unflatten(-1, (4, c_out))
+    weight = up.weight.permute(0, 2, 3, 1).reshape(up.in_channels, 4 * up.out_channels)
+    rows = x.reshape(-1, up.in_channels)
+    out = work(name, len(rows), weight.shape[1])
+    torch.addmm(up.bias.repeat(4), rows, weight, out=out)
+    return out.view(*x.shape[:-1], 4, up.out_channels)
+
+
+def _layer_norm(x: Tensor, norm: nn.LayerNorm | LayerNorm2d, out: Tensor) -> Tensor:
+    mean, rstd = x.new_empty(0), x.new_empty(0)
+    shape = norm.weight.shape
+    torch.ops.aten.native_layer_norm.out(x, shape, norm.weight, norm.bias, norm.eps, out0=out, out1=mean, out2=rstd)
+    return out
 
 
 def _through(x_PThc: Tensor, projection: nn.Linear) -> Tensor:

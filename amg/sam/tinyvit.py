@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg.sam.config import TinyVitConfig
-from amg.sam.layers import from_windows, neck, to_windows
+from amg.sam.layers import from_windows, gelu, neck, to_windows
 
 
 class TinyVit(nn.Module):
@@ -67,7 +67,8 @@ class Stem(nn.Module):
         )
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.seq(x_NCHW)
+        first, _, second = self.seq
+        return second(gelu(first(x_NCHW)))
 
 
 class PatchMerging(nn.Module):
@@ -80,7 +81,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(c_out, c_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x_NCHW)))))
+        return self.conv3(gelu(self.conv2(gelu(self.conv1(x_NCHW)))))
 
 
 class ConvStage(nn.Module):
@@ -96,7 +97,13 @@ class ConvStage(nn.Module):
 
 
 class MbConv(nn.Module):
-    """An inverted bottleneck: widen fourfold, mix each channel over its neighbours, narrow, add."""
+    """An inverted bottleneck: widen fourfold, mix each channel over its neighbours, narrow, add.
+
+    Without gradients it goes over the map in bands of rows, each with the one row above and below that the mixing looks
+    at: the widened map would be the encoder's largest by far.
+    """
+
+    BAND = 32
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -105,8 +112,19 @@ class MbConv(nn.Module):
         self.conv3 = ConvNorm(4 * width, width)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x_NCHW)))))
-        return F.gelu(x_NCHW + y_NCHW)
+        height = x_NCHW.shape[2]
+        if torch.is_grad_enabled() or height <= self.BAND:
+            return gelu(x_NCHW + self.conv3(self.widened(x_NCHW)))
+        out_NCHW = torch.empty_like(x_NCHW)
+        for top in range(0, height, self.BAND):
+            bottom = min(top + self.BAND, height)
+            above, below = max(top - 1, 0), min(bottom + 1, height)
+            wide_NChW = self.widened(x_NCHW[:, :, above:below])[:, :, top - above : bottom - above]
+            out_NCHW[:, :, top:bottom] = gelu(x_NCHW[:, :, top:bottom] + self.conv3(wide_NChW))
+        return out_NCHW
+
+    def widened(self, x_NCHW: Tensor) -> Tensor:
+        return gelu(self.conv2(gelu(self.conv1(x_NCHW))))
 
 
 class Stage(nn.Module):
@@ -147,7 +165,7 @@ class TinyMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return self.fc2(gelu(self.fc1(self.norm(x))))
 
 
 class Attention(nn.Module):
