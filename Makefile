@@ -1,6 +1,7 @@
 # make demo    set up, label the sample photos, draw the masks
 # make test    set up, run the tests
 # make check   what CI runs: format, lint, types, import contracts, tests
+# make wheel   build the wheel, install it in an empty environment, label a photo with it
 # make parity  the masks against the reference generator's: all goldens, or live on PHOTOS=DIR
 # make bench   speed and memory against the reference generator, one JSON line last
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 
-.PHONY: demo test check lint format parity bench constraints clean
+.PHONY: demo test test-all wheel check lint format parity bench constraints clean
 
 demo: .venv/.runs
 	$(BIN)/sam-amg run tests/photos --out demo --config configs/mobile-cpu.yaml
@@ -19,7 +20,13 @@ demo: .venv/.runs
 test: .venv/.tests
 	$(BIN)/pytest
 
-check: lint test
+test-all: .venv/.tests
+	$(BIN)/pytest -m "slow or not slow"
+
+wheel: .venv/.tests
+	$(BIN)/pytest -m wheel tests/test_wheel.py
+
+check: lint test wheel
 
 lint: .venv/.tests
 	$(BIN)/ruff format --check
