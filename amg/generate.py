@@ -1,4 +1,7 @@
-"""Automatic mask generation: images, crops, prompts, one loop a level. Source: `SamAutomaticMaskGenerator` of segment-anything."""
+"""Automatic mask generation: images, crops, prompts, one loop a level.
+
+Source: `SamAutomaticMaskGenerator` of segment-anything.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from amg.geometry import Crop, Size, plan_crops
 from amg.masks import grid, nms, regions, runs
 from amg.masks.score import Lens, Shelf, score
 from amg.sam.model import Sam
-from amg.sam.shared import SharedImage
 from amg.sam.processor import to_batch
+from amg.sam.shared import SharedImage, Workspace
 from amg.tensors import Candidates, Points, from_host, to_host
 from amg.values import Failure, Funnel, Image, ImageRef, MaskSet, Status
 
@@ -135,6 +138,7 @@ class _Generator:
     sam: Sam
     settings: GenerateSettings
     room: int
+    workspace: Workspace = field(default_factory=Workspace)
 
     @torch.inference_mode()
     def label(self, image: Image) -> MaskSet:
@@ -159,7 +163,7 @@ class _Generator:
         with clock.stage("resize"):
             batch = to_batch(image.pixels_HWC, [crop], self.sam.device)
         with clock.stage("encode"):
-            prepared = self.sam.prepare(self.sam.encode(batch))
+            prepared = self.sam.prepare(self.sam.encode(batch), self.workspace)
         points = grid.place(grid_P2, crop, batch.resized[0])
         lens = Lens.on(crop, batch.resized[0], image.size)
         return self._prompt(prepared, points, lens, clock)
@@ -186,7 +190,7 @@ class _Generator:
         return [slice(start, start + size) for start in range(0, n_points, size)]
 
     def _decode_again(self, candidates: Candidates, prepared: SharedImage, points: Points) -> Candidates:
-        """Survivors whose logits had no room get them now, decoded in the chunks they were scored in: the same numbers."""
+        """Survivors whose logits had no room get them now, decoded in the same chunks as before: the same numbers."""
         missing = np.flatnonzero(to_host(candidates.start_K) < 0)
         if not len(missing):
             return candidates

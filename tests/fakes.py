@@ -13,6 +13,7 @@ from torch import Tensor
 
 from amg.geometry import Size, fit_longest_side
 from amg.sam.model import Sam
+from amg.sam.processor import PIXEL_MEAN, PIXEL_STD
 from amg.tensors import Batch, Embedding, MaskLogits, Points
 
 CENTRES = (np.arange(256) + 0.5) * 4
@@ -30,7 +31,7 @@ class FakeSam:
     def encode(self, batch: Batch) -> Embedding:
         return Embedding(torch.zeros(len(batch), 1, 1, 1), batch.crops, batch.resized)
 
-    def prepare(self, embedding: Embedding) -> Embedding:
+    def prepare(self, embedding: Embedding, workspace: object = None) -> Embedding:
         return embedding
 
     def decode(self, image: Embedding, points: Points) -> MaskLogits:
@@ -84,6 +85,31 @@ class NothingSam(FakeSam):
 
     def draw(self, xy: NDArray[np.float64], crop: Size) -> tuple[Tensor, Tensor]:
         return torch.full((3, 256, 256), -20.0), torch.ones(3)
+
+
+@dataclass(slots=True)
+class RedSam(FakeSam):
+    """For every point the three masks of what is redder than three values: masks that depend on the pixels alone."""
+
+    cuts: tuple[float, float, float] = (0.25, 0.5, 0.75)
+
+    def encode(self, batch: Batch) -> Embedding:
+        return Embedding(_red(batch), batch.crops, batch.resized)
+
+    def decode(self, image: Embedding, points: Points) -> MaskLogits:
+        red_LL = image.features_NDGG[0, 0]
+        logits_MLL = torch.stack([(red_LL - cut) * 1000 for cut in self.cuts])
+        iou_PM = torch.tensor([[0.99, 0.95, 0.9]]).repeat(len(points), 1)
+        return MaskLogits(logits_MLL.repeat(len(points), 1, 1, 1), iou_PM, points)
+
+
+def _red(batch: Batch) -> Tensor:
+    """The red channel from 0 to 1, each of 256 x 256 cells the mean of 4 x 4 pixels; 0 beyond the picture."""
+    red_N1SS = (batch.pixels_N3SS[:, :1] * PIXEL_STD[0] + PIXEL_MEAN[0]) / 255
+    for red_1SS, size in zip(red_N1SS, batch.resized, strict=True):
+        red_1SS[:, size.height :] = 0
+        red_1SS[:, :, size.width :] = 0
+    return torch.nn.functional.avg_pool2d(red_N1SS, 4)
 
 
 class PredictorForReference:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from amg.sam.config import SamConfig, TinyVitConfig
 from amg.sam.decoder import MaskDecoder
 from amg.sam.prompt import FOREGROUND, PromptEncoder, close
-from amg.sam.shared import SharedImage, decode_shared, share
+from amg.sam.shared import SharedImage, Workspace, decode_shared, share
 from amg.sam.tinyvit import TinyVit
 from amg.sam.vit import Vit
 from amg.tensors import Batch, Embedding, MaskLogits, Points
@@ -64,18 +64,21 @@ class Sam(nn.Module):
         return Embedding(self.image_encoder(batch.pixels_N3SS), batch.crops, batch.resized)
 
     @torch.no_grad()
-    def prepare(self, embedding: Embedding) -> SharedImage:
-        """What all points on one crop share; made once per crop, about the cost of one point."""
+    def prepare(self, embedding: Embedding, workspace: Workspace | None = None) -> SharedImage:
+        """What all points on one crop share; made once per crop, about the cost of one point.
+
+        With the same `workspace` for one crop after the other its memory is taken from the system once.
+        """
         assert len(embedding) == 1, f"{len(embedding)} crops: take one, `embedding[n]`"
         _, no_mask_1DGG = self.prompt_encoder()
         position_1DGG = self.prompt_encoder.grid_encoding()
-        return share(self.mask_decoder, embedding.features_NDGG, position_1DGG, no_mask_1DGG)
+        return share(self.mask_decoder, embedding.features_NDGG, position_1DGG, no_mask_1DGG, workspace or Workspace())
 
     @torch.no_grad()
     def decode(self, image: SharedImage, points: Points) -> MaskLogits:
         """Three masks for each point, as one foreground click; fastest in small chunks (1 to 8 points on a CPU).
 
-        The logits lie in the image's workspace: the next `decode` on the same prepared image overwrites them.
+        The logits lie in the image's workspace: the next `decode` that uses it overwrites them.
         """
         unit_P12 = self.prompt_encoder.to_unit(points.xy_P2[:, None]).to(self.device)
         labels_P1 = torch.full((len(points), 1), FOREGROUND, device=self.device)

@@ -21,6 +21,7 @@ weights of a mask combine.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -30,24 +31,29 @@ from torch.nn import functional as F
 
 from amg.sam.decoder import MaskDecoder
 from amg.sam.layers import LayerNorm2d, gelu
-from amg.sam.layers import LayerNorm2d, gelu
 from amg.sam.transformer import Attention, TwoWayBlock
 
 
 class Workspace:
     """Tensors by name that are made once and overwritten by each chunk of prompts; smaller ones are views of larger."""
 
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
+    def __init__(self) -> None:
         self._tensors: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor of this shape. What the name held before is overwritten by whoever writes to it."""
+    def like(self, other: Tensor, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape, of `other`'s type and device.
+
+        What the name held before is overwritten by whoever writes to it.
+        """
         size = math.prod(shape)
         held = self._tensors.get(name)
-        if held is None or len(held) < size:
-            held = self._tensors[name] = self._like.new_empty(size)
+        if held is None or len(held) < size or held.dtype != other.dtype or held.device != other.device:
+            held = self._tensors[name] = other.new_empty(size)
         return held[:size].view(shape)
+
+
+Scratch = Callable[..., Tensor]
+"""`work(name, *shape)`: a tensor of the workspace, as `SharedImage.scratch` gives it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,12 +71,18 @@ class SharedImage:
     base_1ID: Tensor
     workspace: Workspace
 
+    def scratch(self, name: str, *shape: int) -> Tensor:
+        """A tensor of the workspace."""
+        return self.workspace.like(self.base_1ID, name, *shape)
+
     @property
     def grid(self) -> int:
         return round(self.q_IC.shape[0] ** 0.5)
 
 
-def share(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no_mask_1DGG: Tensor) -> SharedImage:
+def share(
+    decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no_mask_1DGG: Tensor, workspace: Workspace
+) -> SharedImage:
     """Everything of an image that does not depend on the prompt."""
     first = _blocks(decoder)[0]
     keys_1ID = (features_1DGG + no_mask_1DGG).flatten(2).transpose(1, 2).contiguous()
@@ -83,7 +95,7 @@ def share(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no
         v_1hIc=to_image.split(to_image.v_proj(keys_1ID)).contiguous(),
         q_IC=to_token.q_proj(placed_1ID)[0],
         base_1ID=keys_1ID + to_token.out_proj.bias,
-        workspace=Workspace(keys_1ID),
+        workspace=workspace,
     )
 
 
@@ -94,7 +106,7 @@ def decode_shared(decoder: MaskDecoder, image: SharedImage, sparse_PKD: Tensor) 
     """
     tokens_PTD = decoder.tokens(sparse_PKD)
     first, *later = _blocks(decoder)
-    work = image.workspace
+    work = image.scratch
     queries_PTD, keys_PID = _first_block(first, image, tokens_PTD)
     for block in later:
         queries_PTD, keys_PID = _block(block, queries_PTD, keys_PID, tokens_PTD, image)
@@ -119,16 +131,16 @@ def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor) -> 
     p, t, h, c = k_PThc.shape
     eye_hh1 = torch.eye(h, dtype=k_PThc.dtype, device=k_PThc.device)[:, :, None]
     rows_XC = (k_PThc[:, :, :, None, :] * (eye_hh1 * c**-0.5)).view(p * t * h, h * c)  # X: prompts and their rows
-    scores_XI = torch.mm(rows_XC, image.q_IC.T, out=image.workspace("scores", p * t * h, len(image.q_IC)))
+    scores_XI = torch.mm(rows_XC, image.q_IC.T, out=image.scratch("scores", p * t * h, len(image.q_IC)))
     scores_PRI = scores_XI.view(p, t * h, -1)
-    return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, image.base_1ID, image.workspace)
+    return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, image.base_1ID, image.scratch)
 
 
 def _block(
     block: TwoWayBlock, queries_PTD: Tensor, keys_PID: Tensor, tokens_PTD: Tensor, image: SharedImage
 ) -> tuple[Tensor, Tensor]:
     """`TwoWayBlock.forward` for a later block, with the projections on the token's side."""
-    work = image.workspace
+    work = image.scratch
     queries_PTD = block.attend_to_each_other(queries_PTD, tokens_PTD)
     placed_PID = torch.add(keys_PID, image.position_1ID, out=work("placed", *keys_PID.shape))
     found_PTD = tokens_ask_image(block.cross_attn_token_to_image, queries_PTD + tokens_PTD, placed_PID, keys_PID, work)
@@ -146,7 +158,7 @@ def _block(
 
 
 def tokens_ask_image(
-    attention: Attention, queries_PTD: Tensor, placed_PID: Tensor, keys_PID: Tensor, work: Workspace
+    attention: Attention, queries_PTD: Tensor, placed_PID: Tensor, keys_PID: Tensor, work: Scratch
 ) -> Tensor:
     """`attention(queries, placed, keys)` for few queries on many keys."""
     q_PThc = attention.q_proj(queries_PTD).unflatten(2, (attention.heads, -1))
@@ -162,9 +174,12 @@ def tokens_ask_image(
 
 
 def take_in_tokens(
-    block: TwoWayBlock, scores_PRI: Tensor, queries_PTD: Tensor, base_PID: Tensor, work: Workspace
+    block: TwoWayBlock, scores_PRI: Tensor, queries_PTD: Tensor, base_PID: Tensor, work: Scratch
 ) -> Tensor:
-    """`norm4(image + attention(image, ..., queries))` from the scores of all rows (T, h); `base` holds the output's bias."""
+    """`norm4(image + attention(image, ..., queries))` from the scores of all rows (T, h).
+
+    `base` is the image with the output's bias.
+    """
     attention = block.cross_attn_image_to_token
     v_PThc = attention.v_proj(queries_PTD).unflatten(2, (attention.heads, -1))
     p, t, h, c = v_PThc.shape
@@ -178,7 +193,7 @@ def take_in_tokens(
     return _layer_norm(told_PID, block.norm4, work("keys", *told_PID.shape))
 
 
-def draw(upscaling: nn.Sequential, keys_PID: Tensor, weights_PMU: Tensor, grid: int, work: Workspace) -> Tensor:
+def draw(upscaling: nn.Sequential, keys_PID: Tensor, weights_PMU: Tensor, grid: int, work: Scratch) -> Tensor:
     """Logits (P, M, 4G, 4G): the upscaled image tokens times the masks' weights; pixels move to their places last."""
     up1, norm, _, up2, _ = upscaling
     p, m, u = weights_PMU.shape
@@ -192,7 +207,7 @@ def draw(upscaling: nn.Sequential, keys_PID: Tensor, weights_PMU: Tensor, grid: 
     return out_PMLL
 
 
-def _upscale(up: nn.Module, x: Tensor, work: Workspace, name: str) -> Tensor:
+def _upscale(up: nn.Module, x: Tensor, work: Scratch, name: str) -> Tensor:
     """A transposed convolution (kernel 2, stride 2) on (..., channels): (..., 4, fewer), the four by row and column."""
     up = cast(nn.ConvTranspose2d, up)
     assert up.bias is not None
