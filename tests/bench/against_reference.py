@@ -96,7 +96,9 @@ def in_fresh_process(side: str, weights: Path, options: argparse.Namespace) -> M
         ]
         command += ["--threads", str(options.threads)]
         command += [f"--set={name}={json.dumps(value)}" for name, value in options.settings]
-        subprocess.run(command, check=True, cwd=reference_amg.TESTS.parent)
+        # Ours runs as its command does; the reference as it comes.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ} if side == "ours" else dict(os.environ)
+        subprocess.run(command, check=True, cwd=reference_amg.TESTS.parent, env=environment)
         return Measured(**json.loads(report.read_text()))
 
 
