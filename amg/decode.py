@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 from PIL.Image import Transpose
+from PIL.TiffImagePlugin import TiffImageFile
 
 from amg.geometry import Size
 from amg.values import Failure, Image, ImageRef, Status
@@ -38,6 +39,13 @@ _TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+
+# Bytes at the start of camera raw files that are not TIFF, and the tags by which those that are give themselves away.
+_RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM")
+_DNG_VERSION, _SUB_IFDS, _MAKE, _PHOTOMETRIC, _SUBFILE, _BITS = 50706, 330, 271, 262, 254, 258
+_SENSOR_PHOTOMETRIC = (32803, 34892)  # a colour filter array, linear raw
+
+_NOT_BY_PILLOW = ("unknown pixel mode", "-bit layers")  # TIFF with odd bits or photometry, JPEG of 12 bits
 
 _STRANGERS = (
     (b"<!doctype html", Status.DECODE_ERROR, "a web page was saved in place of the image"),
@@ -70,8 +78,9 @@ def decode(
     """The upright 8-bit RGB image in `data`; of an animation or a stack the first one.
 
     Alpha is dropped and palettes are resolved as `convert("RGB")` does, CMYK too. 16-bit grey is divided by 257 and
-    rounded; 16-bit colour comes as Pillow gives it, the high byte. 32-bit integer and float pixels need `value_range`:
-    its two ends become 0 and 255. The size in the header is held against `max_pixels` before pixels are made.
+    rounded, 12-bit grey of TIFF files spread over the same range; 16-bit colour comes as Pillow gives it, the high
+    byte. 32-bit integer and float pixels need `value_range`: its two ends become 0 and 255. The size in the header is
+    held against `max_pixels` before pixels are made.
     """
     assert value_range is None or value_range[0] < value_range[1], f"decode.range is {value_range}"
     started = time.perf_counter()
@@ -151,6 +160,8 @@ def _open(ref: ImageRef, data: bytes) -> PIL.Image.Image:
     """The image with its header read. As `PIL.Image.open`, but for the size check and for formats that run programs."""
     if not data:
         raise _Refused(Status.DECODE_ERROR, "the file is empty")
+    if _is_camera_raw(data):
+        raise _Refused(Status.UNSUPPORTED, "a camera raw file: develop it into a JPEG or TIFF file first")
     PIL.Image.init()
     by_suffix = _BY_SUFFIX.get(os.path.splitext(ref.member or ref.key)[1].lower())
     problem: Exception | None = None
@@ -163,9 +174,39 @@ def _open(ref: ImageRef, data: bytes) -> PIL.Image.Image:
             return factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             problem = error
+    if problem is not None and any(words in str(problem) for words in _NOT_BY_PILLOW):
+        raise _Refused(Status.UNSUPPORTED, f"pixels of a kind that Pillow does not read: {problem}")
     if problem is not None:
         raise _Refused(Status.DECODE_ERROR, f"the header is damaged or cut off: {problem or type(problem).__name__}")
     raise _stranger(data)
+
+
+def _is_camera_raw(data: bytes) -> bool:
+    """Whether the file holds a sensor's values. What Pillow would show of one is a thumbnail, of another size."""
+    if data[:16].startswith(_RAW) or data[4:12] == b"ftypcrx ":
+        return True
+    tags = _first_tags(data)
+    is_reduced = tags.get(_SUBFILE, 0) & 1 == 1
+    return (
+        (data[8:10] == b"CR" and bool(tags))
+        or _DNG_VERSION in tags
+        or tags.get(_PHOTOMETRIC) in _SENSOR_PHOTOMETRIC
+        or (is_reduced and _MAKE in tags and _SUB_IFDS in tags)
+    )
+
+
+def _first_tags(data: bytes) -> dict[int, int]:
+    """The tags of a TIFF file's first directory with their first short or long value (of others the place it is at)."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None or len(data) < 8:
+        return {}
+    (start,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, start) if start + 2 <= len(data) else (0,)
+    tags = {}
+    for place in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
+        tag, kind = struct.unpack_from(order + "HH", data, place)
+        (tags[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, place + 8)
+    return tags
 
 
 def _stranger(data: bytes) -> _Refused:
@@ -198,8 +239,9 @@ def _to_rgb(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> 
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PPM: 16 bits in 32
+        full = (1 << _grey_bits(image)) - 1
         values = np.asarray(image).astype(np.uint32)
-        return _from_grey(((values + 128) // 257).astype(np.uint8))
+        return _from_grey((np.minimum(values, full) * 255 + full // 2) // full)
     if image.mode in ("I", "F"):
         kind = "32-bit integer" if image.mode == "I" else "float"
         if value_range is None:
@@ -211,8 +253,14 @@ def _to_rgb(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> 
     return image.convert("RGB")
 
 
-def _from_grey(values_HW: NDArray[np.uint8]) -> PIL.Image.Image:
-    return PIL.Image.fromarray(values_HW).convert("RGB")
+def _grey_bits(image: PIL.Image.Image) -> int:
+    """How many of a grey value's 16 bits the file uses: 12 in TIFF files that say so."""
+    bits = image.tag_v2.get(_BITS, (16,)) if isinstance(image, TiffImageFile) else (16,)
+    return 12 if bits == (12,) else 16
+
+
+def _from_grey(values_HW: NDArray[np.generic]) -> PIL.Image.Image:
+    return PIL.Image.fromarray(values_HW.astype(np.uint8)).convert("RGB")
 
 
 def _scale(values_HW: NDArray[np.generic], value_range: tuple[float, float]) -> NDArray[np.uint8]:

@@ -31,6 +31,7 @@ class ImageRef:
     """One planned image. `row` is its place in the plan and its `image_id`; `key` is unique and stable within the plan.
 
     `size_bytes` and `tag` (modification time or etag, as text) are what the listing said, or None where it said nothing.
+    `extra` is what a manifest said of the image beside its path: a JSON object as text, with sorted keys.
     """
 
     row: int
@@ -39,6 +40,7 @@ class ImageRef:
     member: str | None = None
     size_bytes: int | None = None
     tag: str | None = None
+    extra: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

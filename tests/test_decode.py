@@ -104,15 +104,62 @@ def test_sixteen_bit_grey_is_divided_by_257(kind):
     assert np.array_equal(found, np.repeat(expected[..., None], 3, axis=2))
 
 
+def tiff(body: bytes, order: str = ">", **changed: int) -> bytes:
+    """A TIFF file of one strip of 64 x 64 grey pixels; `changed` by tags as `t262=1`."""
+    tags = {256: 64, 257: 64, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 64, 279: len(body)}
+    tags |= {int(name[1:]): value for name, value in changed.items()}
+    ifd = struct.pack(order + "H", len(tags))
+    for tag, value in sorted(tags.items()):
+        short = tag in (258, 259, 262, 277)
+        ifd += struct.pack(order + ("HHIHxx" if short else "HHII"), tag, 3 if short else 4, 1, value)
+    magic = {">": b"MM\0*", "<": b"II*\0"}[order]
+    return magic + struct.pack(order + "I", 8 + len(body)) + body + ifd + b"\0\0\0\0"
+
+
 def test_big_endian_sixteen_bit_grey_too():
     values = np.arange(0, 65536, 16, dtype=">u2").reshape(64, 64)
-    tags = [(256, 4, 64), (257, 4, 64), (258, 3, 16 << 16), (259, 3, 1 << 16), (262, 3, 1 << 16)]
-    tags += [(273, 4, 8), (277, 3, 1 << 16), (278, 4, 64), (279, 4, 8192)]
-    ifd = struct.pack(">H", len(tags)) + b"".join(
-        struct.pack(">HHII", tag, kind, 1, value) for tag, kind, value in tags
-    )
-    data = b"MM\0*" + struct.pack(">I", 8 + 8192) + values.tobytes() + ifd + b"\0\0\0\0"
-    assert np.array_equal(pixels(data)[..., 0], np.rint(values / 257).astype(np.uint8))
+    assert np.array_equal(pixels(tiff(values.tobytes()))[..., 0], np.rint(values / 257).astype(np.uint8))
+
+
+def test_twelve_bit_grey_uses_the_whole_range():
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    pairs = values.reshape(-1, 2).astype(np.uint32)
+    packed = (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+    found = pixels(tiff(packed.tobytes(), "<", t258=12))[..., 0]
+    assert np.array_equal(found, np.rint(values / 4095 * 255).astype(np.uint8))
+
+
+def test_pixels_that_pillow_does_not_know_are_unsupported():
+    twelve_bit_jpeg = bytearray(saved(picture(), "JPEG"))
+    twelve_bit_jpeg[twelve_bit_jpeg.index(b"\xff\xc0") + 4] = 12
+    for data in (tiff(bytes(6144), ">", t258=12), bytes(twelve_bit_jpeg)):
+        result = failure(data)
+        assert result.status is Status.UNSUPPORTED
+        assert "that Pillow does not read" in result.reason
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(bytes(8192), t50706=0x01040000),
+        tiff(bytes(8192), "<", t262=32803),
+        tiff(bytes(8192), "<", t254=1, t271=8, t330=8),
+        b"II*\0\x10\0\0\0CR\2\0\0\0\0\0" + struct.pack("<HHHII", 1, 256, 4, 1, 64) + bytes(4),
+        b"FUJIFILMCCD-RAW 0201FF",
+        b"IIRO\x08\0\0\0" + bytes(50),
+        b"\0\0\0\x18ftypcrx \0\0\0\1crx isom",
+    ],
+    ids=["dng", "pef", "nef", "cr2", "raf", "orf", "cr3"],
+)
+def test_camera_raw_files_are_unsupported_and_never_their_thumbnail(data):
+    result = failure(data, "photo.dng")
+    assert result.status is Status.UNSUPPORTED
+    assert "camera raw" in result.reason
+
+
+def test_a_tiff_with_a_maker_or_a_reduced_page_is_no_camera_raw():
+    for changed in ({"t271": 8}, {"t254": 1}, {"t271": 8, "t330": 8}):
+        assert pixels(tiff(bytes(8192), **changed)).shape == (64, 64, 3)
 
 
 def png(width: int, height: int, depth: int, colour: int, raw: bytes) -> bytes:

@@ -215,6 +215,11 @@ def test_an_edited_plan_and_a_foreign_one_are_refused(photos: Path, tmp_path: Pa
     file.write_text("{}")
     with pytest.raises(FormatError, match="is not a plan"):
         job(photos, out)
+    file.write_text(content)
+    manifest = out / "_plan" / "manifest-00000.parquet"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    with pytest.raises(FormatError, match="is not a manifest"):
+        job(photos, out)
 
 
 def test_inputs_and_outputs_that_cannot_be_are_refused(photos: Path, tmp_path: Path, fake: DiscSam) -> None:

@@ -72,6 +72,10 @@ def failed(row: int) -> Failure:
     return Failure(ImageRef(row, f"{row}.png", f"/{row}.png"), Status.DECODE_ERROR, "the image is cut off")
 
 
+def labelled(item: MaskSet, label: str) -> MaskSet:
+    return replace(item, ref=replace(item.ref, extra=json.dumps({"label": label})))
+
+
 def results(n: int = 7) -> list[MaskSet | Failure]:
     """A failure, images without masks, and images with up to ten."""
     return [failed(row) if row % 5 == 1 else mask_set(row, (row * 3) % 11) for row in range(n)]
@@ -294,6 +298,12 @@ def test_duckdb_reads_masks_and_counts(out):
         assert coco.decode({"size": list(segmentation["size"]), "counts": segmentation["counts"]}).sum() == area
 
 
+def test_duckdb_reads_what_a_manifest_said(with_images):
+    pattern = f"{with_images[0]}/data/*.parquet"
+    found = duckdb.sql(f"SELECT extra->>'$.label' AS label, num_masks FROM '{pattern}' ORDER BY image_id").fetchall()
+    assert found == [("dog", 4), ("cat", 5), (None, None)]
+
+
 def test_pandas_reads_masks(out):
     frame = pandas.read_parquet(out / "data")
     assert len(frame) == 20
@@ -316,7 +326,7 @@ def with_images(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
         PIL.Image.fromarray(np.ascontiguousarray(stored)).save(file, "PNG", exif=exif)
         files[n] = file.getvalue()
     files[2] = b"broken"
-    items = [mask_set(0, 4), mask_set(1, 5, orientation=6), failed(2)]
+    items = [labelled(mask_set(0, 4), "dog"), labelled(mask_set(1, 5, orientation=6), "cat"), failed(2)]
     (tmp_path / "annotations" / "data").mkdir(parents=True)
     (tmp_path / "annotations" / "data" / "part-000000.parquet").write_bytes(shard_of(items, images=files))
     return tmp_path / "annotations", pictures

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from amg.errors import SourceError
-from amg.sources.files import FileSource
 from amg.sources.inputs import open_source
 from amg.sources.kinds import is_image
 from amg.sources.paths import from_text, to_text
@@ -218,7 +217,7 @@ def test_a_folder_without_images_is_an_error_that_says_what_was_there(tmp_path):
 
 def test_what_cannot_be_read_is_a_failure_with_its_reason(tmp_path, monkeypatch):
     make(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
-    source = FileSource(tmp_path)
+    source = open_source(tmp_path)
     refs = list(source.refs())
     (tmp_path / "a.jpg").unlink()
     (tmp_path / "b.jpg").unlink()

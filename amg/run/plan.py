@@ -1,42 +1,39 @@
 """What a job will do, written down before it does it: the plan never changes, it only grows.
 
 `_plan/plan.json`                what the masks depend on, and the fingerprint of it
-`_plan/manifest-NNNNN.parquet`   the images of one listing: row, key, uri, member, size, tag, shard
+`_plan/manifest-NNNNN.parquet`   the images of one listing: row, key, uri, member, size, tag, extra, shard
 `_plan/skipped-NNNNN.parquet`    what the same listing left out, and why
 
-All of them are created if absent. A later run on more files adds a manifest; shards never span two of them.
+All of them are created if absent. A later run on more files adds a manifest; shards never span two of them. A plan of
+millions of images is held as columns; references are made shard by shard.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from amg.config import fingerprint
 from amg.errors import FormatError, OutputRefused
+from amg.run.listing import LISTING_SCHEMA, free_keys, match, tabulate
 from amg.sources.source import Skipped
 from amg.storage import Store
 from amg.values import ImageRef
 
 PLAN_VERSION = 1
 PLAN_FILE = "_plan/plan.json"
-MANIFEST_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("member", pa.string()),
-        pa.field("size_bytes", pa.int64()),
-        pa.field("tag", pa.string()),
-        pa.field("shard", pa.int64(), nullable=False),
-    ]
-)
+ROW = pa.field("row", pa.int64(), nullable=False)
+SHARD = pa.field("shard", pa.int64(), nullable=False)
+MANIFEST_SCHEMA = pa.schema([ROW, *LISTING_SCHEMA, SHARD])
 SKIPPED_SCHEMA = pa.schema(
     [pa.field("path", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)]
 )
@@ -74,21 +71,27 @@ class Plan:
     def n_images(self) -> int:
         return self.manifest.num_rows
 
+    @property
+    def n_shards(self) -> int:
+        """How many shards `manifest` has."""
+        return int(np.count_nonzero(np.diff(self._shard_numbers()))) + 1 if self.n_images else 0
+
     def shards(self) -> Iterator[Shard]:
         """Every shard, in order."""
-        columns = ("row", "key", "uri", "member", "size_bytes", "tag")
-        refs: list[ImageRef] = []
-        current = None
-        for batch in self.manifest.to_batches(max_chunksize=4096):
-            rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-            for number, row in zip(batch.column("shard").to_pylist(), rows, strict=True):
-                if current is not None and number != current:
-                    yield Shard(current, tuple(refs))
-                    refs = []
-                current = number
-                refs.append(ImageRef(*row))
-        if current is not None:
-            yield Shard(current, tuple(refs))
+        numbers = self._shard_numbers()
+        bounds = [*np.flatnonzero(np.diff(numbers, prepend=-1)), len(numbers)]
+        for start, end in pairwise(bounds):
+            part = self.manifest.slice(start, end - start).select(["row", *LISTING_SCHEMA.names])
+            columns = (column.to_pylist() for column in part.columns)
+            yield Shard(int(numbers[start]), tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
+
+    def without(self, finished: Collection[int]) -> Plan:
+        """What is left to do: the plan without the rows of those shards."""
+        left = ~np.isin(self._shard_numbers(), list(finished))
+        return replace(self, manifest=self.manifest.filter(pa.array(left)))
+
+    def _shard_numbers(self) -> NDArray[np.int64]:
+        return np.asarray(self.manifest["shard"])
 
 
 def read_plan(store: Store) -> Plan | None:
@@ -104,15 +107,26 @@ def read_plan(store: Store) -> Plan | None:
         ) from error
     if version != PLAN_VERSION:
         raise FormatError(
-            f"{store.url}/{PLAN_FILE} has version {version}, this program reads {PLAN_VERSION}; use the version that made it, or another --out"
+            f"{store.url}/{PLAN_FILE} has version {version}, this program reads {PLAN_VERSION}; "
+            "use the version that made it, or another --out"
         )
     if fingerprint(depends_on) != said:
         raise FormatError(
-            f"{store.url}/{PLAN_FILE} was edited: its fingerprint is {said[:12]}, its settings give {fingerprint(depends_on)[:12]}"
+            f"{store.url}/{PLAN_FILE} was edited: its fingerprint is {said[:12]}, "
+            f"its settings give {fingerprint(depends_on)[:12]}"
         )
     parts = sorted(path for path in _names(store, "_plan") if path.startswith("_plan/manifest-"))
-    tables = [pq.read_table(io.BytesIO(store.read(path)), schema=MANIFEST_SCHEMA) for path in parts]
+    tables = [_read_manifest(store, path) for path in parts]
     return Plan(depends_on, pa.concat_tables(tables) if tables else MANIFEST_SCHEMA.empty_table())
+
+
+def _read_manifest(store: Store, path: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(store.read(path)), schema=MANIFEST_SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(
+            f"{store.url}/{path} is not a manifest of a plan ({error}); bring it back from a copy, or use another --out"
+        ) from error
 
 
 def create_plan(store: Store, depends_on: Mapping[str, Any]) -> Plan:
@@ -137,31 +151,56 @@ def refuse_other_settings(plan: Plan, depends_on: Mapping[str, Any], url: str) -
 
 
 def grow(
-    store: Store, plan: Plan, refs: Sequence[ImageRef], skipped: Sequence[Skipped], *, images_per_shard: int
+    store: Store,
+    plan: Plan,
+    refs: Iterable[ImageRef] | pa.Table,
+    skipped: Sequence[Skipped],
+    *,
+    images_per_shard: int,
 ) -> Plan:
-    """The plan with the images of a new listing that it did not have; those it has stay as they are."""
-    known = set(plan.manifest.column("key").to_pylist())
-    fresh = [ref for ref in refs if ref.key not in known]
-    if not fresh:
-        return plan
-    first_row = plan.n_images
-    first_shard = 0 if not first_row else plan.manifest.column("shard")[-1].as_py() + 1
-    table = pa.table(
-        {
-            "row": pa.array(range(first_row, first_row + len(fresh)), pa.int64()),
-            **{name: [getattr(ref, name) for ref in fresh] for name in ("key", "uri", "member", "size_bytes", "tag")},
-            "shard": pa.array((first_shard + i // images_per_shard for i in range(len(fresh))), pa.int64()),
-        },
+    """The plan with the images of a new listing that it did not have; those it has stay as they are.
+
+    `refs` may be a stream, and `skipped` what is filled while it is read. Images that were moved keep their rows; the
+    plan that is returned, not the stored one, has the paths where they lie now.
+    """
+    return _grow(store, plan, tabulate(refs), skipped, images_per_shard)
+
+
+def _grow(store: Store, plan: Plan, listing: pa.Table, skipped: Sequence[Skipped], images_per_shard: int) -> Plan:
+    places = match(listing, plan.manifest)
+    there = _moved(plan, listing, places)
+    fresh = listing.filter(pa.array(places < 0))
+    if not fresh.num_rows:
+        return there
+    fresh = free_keys(fresh, plan.manifest, listing)
+    first_row, first_shard = plan.n_images, plan.manifest["shard"][-1].as_py() + 1 if plan.n_images else 0
+    numbers = np.arange(fresh.num_rows)
+    table = pa.Table.from_arrays(
+        [pa.array(first_row + numbers), *fresh.columns, pa.array(first_shard + numbers // images_per_shard)],
         schema=MANIFEST_SCHEMA,
     )
     part = sum(path.startswith("_plan/manifest-") for path in _names(store, "_plan"))
     if not store.create_if_absent(f"_plan/manifest-{part:05d}.parquet", _parquet(table)):
         again = read_plan(store)
         assert again is not None
-        return grow(store, again, refs, skipped, images_per_shard=images_per_shard)
+        return _grow(store, again, listing, skipped, images_per_shard)
     left_out = pa.table([[s.path for s in skipped], [s.reason for s in skipped]], schema=SKIPPED_SCHEMA)
     store.create_if_absent(f"_plan/skipped-{part:05d}.parquet", _parquet(left_out))
-    return Plan(plan.depends_on, pa.concat_tables([plan.manifest, table]))
+    return replace(there, manifest=pa.concat_tables([there.manifest, table]))
+
+
+def _moved(plan: Plan, listing: pa.Table, places: NDArray[np.int64]) -> Plan:
+    """The plan with the paths of the listing for the images that it lists."""
+    known = np.flatnonzero(places >= 0)
+    here = listing["uri"].take(pa.array(known))
+    if here.equals(plan.manifest["uri"].take(pa.array(places[known]))):
+        return plan
+    uris = plan.manifest["uri"].to_pylist()
+    for place, uri in zip(places[known], here.to_pylist(), strict=True):
+        uris[place] = uri
+    column = MANIFEST_SCHEMA.get_field_index("uri")
+    field = MANIFEST_SCHEMA.field(column)
+    return replace(plan, manifest=plan.manifest.set_column(column, field, pa.array(uris, field.type)))
 
 
 def finished_shards(store: Store) -> set[int]:

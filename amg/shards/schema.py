@@ -62,6 +62,7 @@ COLUMNS = pa.schema(
         _required("image_id", pa.int64()),
         _required("key", pa.string()),
         _required("uri", pa.string()),
+        pa.field("extra", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("orig_width", pa.int32()),

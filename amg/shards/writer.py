@@ -82,6 +82,7 @@ def _batch(
         "image_id": [ref.row for ref in refs],
         "key": [ref.key for ref in refs],
         "uri": [ref.uri for ref in refs],
+        "extra": [ref.extra for ref in refs],
         "width": [None if each is None else each.size.width for each in done],
         "height": [None if each is None else each.size.height for each in done],
         "orig_width": [None if each is None else each.original.width for each in done],

@@ -1,10 +1,9 @@
-"""Images in files: one file, a folder with all that is under it, a glob, or several of these.
+"""Images in a folder with all that is under it, in what a glob matches, or in one file.
 
-Order: the inputs as given, under each the bytes of the POSIX paths. Key: the path relative to its input (a single
-file's name; under a glob the path from the last folder before the wildcards). With several inputs a path that comes
-twice is one image, and a key that is taken gets parent folders in front until it is not (`x.jpg`, then `b/x.jpg`).
+Order: the bytes of the POSIX paths. Key: the path relative to the folder (a single file's name; under a glob the path
+from the last folder before the wildcards).
 
-Not entered or taken, and told as skipped: names that start with a dot (unless a glob or the input itself names them),
+Not entered or taken, and told as skipped: names that start with a dot (unless the glob or the input itself names them),
 other outputs of this program, links back to a folder they lie in, pipes and devices, folders that cannot be listed.
 Other links are followed.
 """
@@ -13,26 +12,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urlsplit
 
 from amg.errors import SourceError
 from amg.sources.kinds import FIRST_BYTES, IMAGE_SUFFIXES, OTHER_SUFFIXES, is_image, suffix
-from amg.sources.paths import Pattern, from_text, is_glob, split_glob, to_text
-from amg.sources.source import Skipped, ignore
-from amg.values import Failure, ImageRef, Status
-
-MAX_FILE_BYTES = 1 << 32
-
-Report = Callable[[Skipped], object]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    relative: bytes
-    size_bytes: int | None
-    tag: str | None
+from amg.sources.local import Found, Report, local_path
+from amg.sources.paths import Pattern, is_glob, split_glob, to_text
+from amg.sources.source import Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,99 +32,24 @@ class _Folder:
     above: frozenset[tuple[int, int]]  # device and inode of this folder and all it lies in
 
 
-class FileSource:
-    """A `Source` over local files; the inputs are checked at birth and listed anew by each `refs`."""
+class Files:
+    """The `Listing` of a file, a folder or a glob; SourceError at birth when it is not there."""
 
-    def __init__(self, *inputs: str | os.PathLike[str]) -> None:
-        if not inputs:
-            raise SourceError("no input was given, wanted a file, a folder or a glob in quotes")
-        self.inputs = tuple(os.fspath(each) for each in inputs)
-        self._roots = [_root(text) for text in self.inputs]
+    may_repeat = False
 
-    def refs(self, *, skipped: Report = ignore) -> Iterator[ImageRef]:
-        row, passed = 0, _Counter(skipped)
-        keys = _Keys() if len(self._roots) > 1 else None
-        for folder, found in self._found(passed):
-            path = os.path.join(folder, found.relative)
-            key = to_text(found.relative) if keys is None else keys.take(path, found.relative)
-            if key is not None:
-                yield ImageRef(row, key, to_text(path), size_bytes=found.size_bytes, tag=found.tag)
-                row += 1
-        if not row:
-            raise SourceError(
-                f"no images in {', '.join(self.inputs)}: {passed.count} entries were skipped"
-                + (f", the first is {passed.first.path} ({passed.first.reason})" if passed.first else "")
-                + "; give a folder that holds images"
-            )
+    def __init__(self, text: str) -> None:
+        self._root, self._pattern = _root(text)
 
-    def read(self, ref: ImageRef) -> bytes | Failure:
-        path = from_text(ref.uri)
-        try:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                return Failure(ref, Status.MISSING, "the path is no longer a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                return Failure(ref, Status.TOO_LARGE, f"the file has {status.st_size:,} bytes, at most 4 GiB are read")
-            with open(path, "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return Failure(ref, Status.MISSING, "the file is gone (or is a link to nothing)")
-        except MemoryError:
-            return Failure(ref, Status.OUT_OF_MEMORY, "there was not enough memory to read the file")
-        except OSError as error:
-            return Failure(ref, Status.MISSING, f"the file cannot be read: {error.strerror or error}")
-
-    def _found(self, skipped: Report) -> Iterator[tuple[bytes, _Found]]:
-        for path, pattern in self._roots:
-            if pattern is None and not os.path.isdir(path):
-                folder, name = os.path.split(path)
-                found = _look_at(path, name, skipped)
-                if found is not None:
-                    yield folder, found
-            else:
-                for found in _walk(path, pattern, skipped):
-                    yield path, found
-
-
-class _Counter:
-    """Counts what is skipped and keeps the first, for the message when nothing else is there."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.count = 0
-        self.first: Skipped | None = None
-
-    def __call__(self, skipped: Skipped) -> None:
-        self.count, self.first = self.count + 1, self.first or skipped
-        self.report(skipped)
-
-
-class _Keys:
-    """Hands out each path once, under a key that no other path has."""
-
-    def __init__(self) -> None:
-        self._paths: set[bytes] = set()
-        self._keys: set[str] = set()
-
-    def take(self, path: bytes, relative: bytes) -> str | None:
-        if path in self._paths:
-            return None
-        parts = path.split(b"/")
-        n, key = relative.count(b"/") + 1, to_text(relative)
-        while key in self._keys:
-            n += 1
-            key = to_text(b"/".join(parts[-n:]))
-        self._paths.add(path)
-        self._keys.add(key)
-        return key
+    def found(self, skipped: Report) -> Iterator[Found]:
+        if self._pattern is not None or os.path.isdir(self._root):
+            yield from _walk(self._root, self._pattern, skipped)
+        elif found := _look_at(self._root, os.path.basename(self._root), skipped):
+            yield found
 
 
 def _root(text: str) -> tuple[bytes, Pattern | None]:
     """An input as an absolute path, with the pattern that a glob lays over what is under it."""
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme and scheme != "file":
-        raise SourceError(f"{text}: remote inputs ({scheme}://) come in a later version; copy the images to a folder")
-    given = unquote_to_bytes(urlsplit(text).path) if scheme else os.fsencode(text)
+    given = local_path(text)
     if given and os.path.exists(given):
         return os.path.abspath(given), None
     if os.path.islink(given):
@@ -152,7 +64,7 @@ def _root(text: str) -> tuple[bytes, Pattern | None]:
     return folder, pattern
 
 
-def _walk(root: bytes, pattern: Pattern | None, skipped: Report) -> Iterator[_Found]:
+def _walk(root: bytes, pattern: Pattern | None, skipped: Report) -> Iterator[Found]:
     """What is under `root`, depth first with a stack of our own: folders may be nested deeper than Python recurses."""
     status = os.stat(root)
     top = _Folder(root, b"", pattern.start if pattern else None, frozenset([(status.st_dev, status.st_ino)]))
@@ -232,14 +144,14 @@ def _enter(
     return _Folder(entry.path, relative, state, folder.above | {here})
 
 
-def _look_at(path: bytes, relative: bytes, skipped: Report) -> _Found | None:
+def _look_at(path: bytes, relative: bytes, skipped: Report) -> Found | None:
     """The file if it has an image's suffix or first bytes; with neither it is told as skipped."""
     ending = suffix(os.path.basename(relative))
     try:
         status = os.stat(path)
     except OSError as error:
         if ending in IMAGE_SUFFIXES:  # its row will say that it is missing
-            return _Found(relative, None, None)
+            return Found(path, relative, None, None)
         skipped(Skipped(to_text(relative), f"a link to nothing, or gone: {error.strerror or error}"))
         return None
     reason = None
@@ -248,7 +160,7 @@ def _look_at(path: bytes, relative: bytes, skipped: Report) -> _Found | None:
     elif ending not in IMAGE_SUFFIXES:
         reason = f"not an image: a {ending.decode()} file" if ending in OTHER_SUFFIXES else _reason_in(path)
     if reason is None:
-        return _Found(relative, status.st_size, str(status.st_mtime_ns))
+        return Found(path, relative, status.st_size, str(status.st_mtime_ns))
     skipped(Skipped(to_text(relative), reason))
     return None
 

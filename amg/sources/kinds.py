@@ -6,6 +6,7 @@ import re
 
 IMAGE_SUFFIXES = frozenset(
     b".apng .avif .avifs .bmp .dib .exr .gif .hdr .heic .heif .hif .ico .j2c .j2k .jfif .jp2 .jpe .jpeg .jpf .jpg .jpx "
+    b".3fr .arw .cr2 .cr3 .dng .erf .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .rw2 .rwl .sr2 .srf .srw .x3f "
     b".jxl .mpo .pbm .pgm .png .pnm .ppm .psd .qoi .tga .tif .tiff .webp".split()
 )
 
@@ -27,7 +28,8 @@ _SIGNATURES = re.compile(
     rb"|RIFF....WEBP"
     rb"|II(?:\*\0|\+\0\x08\0)|MM(?:\0\*|\0\+\0\x08)"  # TIFF, BigTIFF
     rb"|BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0"  # BMP with the size of a header that exists
-    rb"|....ftyp(?:avi[fs]|hei[cxms]|hev[cx]|mif1|msf1)"  # AVIF, HEIF
+    rb"|....ftyp(?:avi[fs]|hei[cxms]|hev[cx]|mif1|msf1|crx )"  # AVIF, HEIF, a camera's raw format
+    rb"|FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|FOVb|\0MRM"  # raw formats of cameras
     rb"|\0\0\0\x0c(?:jP  |JXL )\r\n\x87\n"  # JPEG 2000, JPEG XL
     rb"|\xff\x4f\xff\x51"  # JPEG 2000 without its box
     rb"|8BPS\0|qoif|\x76\x2f\x31\x01|#\?RADIANCE"  # PSD, QOI, OpenEXR, Radiance

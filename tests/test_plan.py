@@ -1,0 +1,267 @@
+"""The plan: it grows, knows its images again, and holds 200,000 of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from amg.run import plan as planning
+from amg.run.listing import tabulate
+from amg.run.plan import Plan
+from amg.run.preview import Preview, drift, preview
+from amg.sources.inputs import open_source
+from amg.sources.source import Skipped
+from amg.storage import LocalStore
+from amg.values import ImageRef
+
+SETTINGS = {"generate.points_per_side": 32}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b.jpg", "c/a.jpg", "c/z.jpg", "notes.txt", "readme.md"):
+        write(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    (tmp_path / "out").mkdir()
+    return LocalStore(tmp_path / "out")
+
+
+def write(path: Path, content: str = "picture") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def grown(store: LocalStore, *inputs: Path, images_per_shard: int = 2) -> Plan:
+    skipped: list[Skipped] = []
+    plan = planning.read_plan(store) or planning.create_plan(store, SETTINGS)
+    refs = open_source(*inputs).refs(skipped=skipped.append)
+    return planning.grow(store, plan, refs, skipped, images_per_shard=images_per_shard)
+
+
+def seen(store: LocalStore, *inputs: Path, finished: tuple[int, ...] = ()) -> Preview:
+    skipped: list[Skipped] = []
+    return preview(
+        planning.read_plan(store),
+        open_source(*inputs).refs(skipped=skipped.append),
+        skipped,
+        images_per_shard=2,
+        seconds_per_image=60,
+        finished=finished,
+    )
+
+
+def keys(plan: Plan) -> list[str]:
+    return [ref.key for shard in plan.shards() for ref in shard.refs]
+
+
+def test_a_listing_becomes_shards_and_is_read_back(photos, store):
+    plan = grown(store, photos)
+    shards = list(plan.shards())
+    assert [shard.number for shard in shards] == [0, 1]
+    assert [ref for shard in shards for ref in shard.refs] == list(open_source(photos).refs())
+    again = planning.read_plan(store)
+    assert again is not None
+    assert again.manifest.equals(plan.manifest)
+    assert again.fingerprint == plan.fingerprint
+    skipped = pq.read_table(Path(store.url) / "_plan" / "skipped-00000.parquet").to_pylist()
+    assert [each["path"] for each in skipped] == ["notes.txt", "readme.md"]
+
+
+def test_new_images_become_new_shards(photos, store):
+    grown(store, photos, images_per_shard=3)
+    write(photos / "0.jpg")
+    plan = grown(store, photos, images_per_shard=3)
+    assert [len(shard.refs) for shard in plan.shards()] == [3, 1, 1]
+    assert keys(plan) == ["a.jpg", "b.jpg", "c/a.jpg", "c/z.jpg", "0.jpg"]
+    assert plan.n_shards == 3
+    assert grown(store, photos).manifest.equals(plan.manifest)
+
+
+def test_what_is_left_to_do_are_the_rows_of_unfinished_shards(photos, store):
+    plan = grown(store, photos, images_per_shard=1)
+    left = plan.without({0, 2})
+    assert [shard.number for shard in left.shards()] == [1, 3]
+    assert (left.n_images, left.n_shards) == (2, 2)
+    assert left.fingerprint == plan.fingerprint
+    assert list(plan.without(range(4)).shards()) == []
+    assert plan.without(range(4)).n_shards == 0
+
+
+def test_what_a_manifest_says_is_in_the_plan(photos, store):
+    (photos / "list.csv").write_text("path,label\na.jpg,dog\nb.jpg,cat\n")
+    plan = grown(store, photos / "list.csv")
+    assert [ref.extra for shard in plan.shards() for ref in shard.refs] == ['{"label":"dog"}', '{"label":"cat"}']
+    assert grown(store, photos / "list.csv").n_images == 2
+
+
+def test_another_writer_of_the_same_plan_is_met_halfway(photos, store, monkeypatch):
+    create = LocalStore.create_if_absent
+    raced = []
+
+    def race(self: LocalStore, path: str, data: bytes) -> bool:
+        if "manifest" in path and not raced:
+            raced.append(path)
+            grown(store, photos / "c")
+        return create(self, path, data)
+
+    monkeypatch.setattr(LocalStore, "create_if_absent", race)
+    plan = grown(store, photos)
+    assert keys(plan) == ["a.jpg", "z.jpg", "photos/a.jpg", "b.jpg"]
+    stored = planning.read_plan(store)
+    assert stored is not None
+    assert stored.manifest.equals(plan.manifest)
+
+
+def test_an_image_is_the_same_under_other_inputs(photos, store):
+    grown(store, photos)
+    assert grown(store, photos / "c").n_images == 4
+    assert grown(store, photos / "c", photos).n_images == 4
+
+
+def test_other_images_of_the_same_name_are_new_and_get_their_own_key(photos, store, tmp_path):
+    grown(store, photos)
+    for name in ("a.jpg", "c/a.jpg"):
+        write(tmp_path / "other" / name, "another picture")
+    plan = grown(store, tmp_path / "other")
+    assert keys(plan)[4:] == ["other/a.jpg", "other/c/a.jpg"]
+    assert grown(store, tmp_path / "other").n_images == grown(store, photos).n_images == 6
+
+
+def test_a_copy_elsewhere_is_another_image_while_the_first_is_listed(photos, store, tmp_path):
+    grown(store, photos)
+    shutil.copytree(photos, tmp_path / "copy")
+    plan = grown(store, photos, tmp_path / "copy")
+    assert keys(plan)[4:] == ["copy/a.jpg", "copy/b.jpg", "copy/c/a.jpg", "copy/c/z.jpg"]
+
+
+def test_a_moved_folder_keeps_its_rows_and_is_read_where_it_is(photos, store, tmp_path):
+    before = grown(store, photos)
+    moved = photos.rename(tmp_path / "moved")
+    assert seen(store, moved).new == 0
+    plan = grown(store, moved)
+    assert keys(plan) == keys(before)
+    assert {os.path.dirname(ref.uri) for shard in plan.shards() for ref in shard.refs} == {str(moved), str(moved / "c")}
+    stored = planning.read_plan(store)
+    assert stored is not None
+    assert stored.manifest.equals(before.manifest)
+
+
+def test_changed_gone_and_moved_images_are_counted_with_examples(photos, store, tmp_path):
+    plan = grown(store, photos)
+    assert drift(plan, open_source(photos).refs()).lines() == []
+    write(photos / "a.jpg", "a longer picture")
+    os.utime(photos / "b.jpg", ns=(0, 0))
+    (photos / "c" / "z.jpg").unlink()
+    write(photos / "new.jpg")
+    found = drift(plan, open_source(photos).refs())
+    assert (found.changed, found.changed_first) == (2, ("a.jpg", "b.jpg"))
+    assert (found.gone, found.gone_first) == (1, ("c/z.jpg",))
+    assert (found.moved, found.moved_first) == (0, ())
+    assert found.lines()[0].startswith("2 images changed since the plan was made (a.jpg, b.jpg): each keeps its row")
+    some = list(open_source(photos).refs())[:1]
+    assert drift(plan, some).gone == 3
+    assert drift(plan, some, is_whole=False).gone == 0
+    photos.rename(tmp_path / "moved")
+    elsewhere = drift(plan, open_source(tmp_path / "moved").refs())
+    assert (elsewhere.moved, elsewhere.gone, elsewhere.changed) == (1, 3, 0)
+
+
+def test_a_listed_image_that_vanished_is_gone_and_one_that_came_back_has_changed(photos, store):
+    (photos / "list.txt").write_text("a.jpg\nb.jpg\nlater.jpg\n")
+    plan = grown(store, photos / "list.txt")
+    (photos / "a.jpg").unlink()
+    write(photos / "later.jpg")
+    found = drift(plan, open_source(photos / "list.txt").refs())
+    assert (found.gone_first, found.changed_first) == (("a.jpg",), ("later.jpg",))
+
+
+def test_examples_are_few(store):
+    refs = [ImageRef(n, f"{n}.jpg", f"/{n}.jpg", size_bytes=1, tag="1") for n in range(10)]
+    plan = planning.grow(store, planning.create_plan(store, SETTINGS), refs, [], images_per_shard=5)
+    found = drift(plan, refs[:1])
+    assert (found.gone, found.gone_first) == (9, ("1.jpg", "2.jpg", "3.jpg"))
+    assert "(1.jpg, 2.jpg, 3.jpg, ...)" in found.lines()[0]
+    assert drift(plan, tabulate(refs)).lines() == []
+
+
+def test_a_preview_says_in_numbers_what_a_run_would_do(photos, store):
+    assert seen(store, photos) == Preview(
+        found=4,
+        planned=0,
+        new=4,
+        drift=drift(Plan(SETTINGS, planning.MANIFEST_SCHEMA.empty_table()), []),
+        skipped={"not an image: a .txt file": 1, "not an image: a .md file": 1},
+        shards=2,
+        images=4,
+        expected_seconds=240,
+        bytes_to_read=4 * len("picture"),
+    )
+    assert list(store.list()) == []
+    grown(store, photos)
+    write(photos / "new.jpg", "p")
+    later = seen(store, photos, finished=(0,))
+    assert (later.found, later.planned, later.new, later.images, later.shards) == (5, 4, 1, 3, 2)
+    assert later.bytes_to_read == 2 * len("picture") + 1
+    assert json.loads(later.to_json())["drift"]["gone_first"] == []
+    text = later.render()
+    assert text.startswith("5 images found, 1 new, 4 planned before\n2 entries skipped:\n  1 x not an image")
+    assert text.endswith("to do: 3 images in 2 shards, 0.0 MB to read, roughly 3 minutes")
+
+
+def test_a_preview_of_a_finished_job_has_nothing_to_do(photos, store):
+    grown(store, photos)
+    done = seen(store, photos, finished=(0, 1))
+    assert (done.images, done.shards, done.expected_seconds, done.bytes_to_read) == (0, 0, 0, 0)
+    assert done.render().endswith("to do: 0 images in 0 shards, 0.0 MB to read")
+
+
+PLAN_MANY = """
+import json, resource, sys, time
+from amg.run import plan as planning
+from amg.run.listing import tabulate
+from amg.run.preview import drift
+from amg.sources.inputs import open_source
+from amg.storage import open_store
+
+began = time.perf_counter()
+store, skipped = open_store(sys.argv[2], create=True), []
+there = planning.read_plan(store)
+refs = tabulate(open_source(sys.argv[1]).refs(skipped=skipped.append))
+plan = there or planning.create_plan(store, {"a": 1})
+assert not drift(there, refs).lines() if there else True
+plan = planning.grow(store, plan, refs, skipped, images_per_shard=64)
+left = plan.without(planning.finished_shards(store))
+images = sum(len(shard.refs) for shard in left.shards())
+seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"images": images, "seconds": seconds, "mb": peak / 1e3 if sys.platform != "darwin" else peak / 1e6}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("n", "most_seconds"), [(20_000, 20), pytest.param(200_000, 20, marks=pytest.mark.slow)], ids=["20k", "200k"]
+)
+def test_many_images_are_planned_and_planned_again_in_seconds(n, most_seconds, tmp_path):
+    for i in range(n):
+        if i % 1000 == 0:
+            (tmp_path / "photos" / f"{i:06}").mkdir(parents=True)
+        os.close(os.open(tmp_path / "photos" / f"{i // 1000 * 1000:06}" / f"{i:06}.jpg", os.O_CREAT))
+    (tmp_path / "list.txt").write_text("".join(f"photos/{i // 1000 * 1000:06}/{i:06}.jpg\n" for i in range(n)))
+    for source, out in (("photos", "out"), ("photos", "out"), ("list.txt", "out2"), ("list.txt", "out2")):
+        command = [sys.executable, "-c", PLAN_MANY, str(tmp_path / source), str(tmp_path / out)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        found = json.loads(said.stdout)
+        print(source, found)
+        assert found["images"] == n
+        assert found["seconds"] < most_seconds
+        assert found["mb"] < 500
