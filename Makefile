@@ -3,6 +3,7 @@
 # make check   what CI runs: format, lint, types, import contracts, tests
 # make wheel   build the wheel, install it in an empty environment, label a photo with it
 # make parity  the masks against the reference generator's: all goldens, or live on PHOTOS=DIR
+# make docs    docs/cli.md and docs/config.md from the code
 # make bench   speed and memory against the reference generator, one JSON line last
 
 PYTHON ?= python3
@@ -33,10 +34,14 @@ lint: .venv/.tests
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.generate --check
 
 format: .venv/.tests
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: .venv/.tests
+	$(BIN)/python -m docs.generate
 
 parity: .venv/.tests
 ifdef PHOTOS

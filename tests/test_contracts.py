@@ -14,8 +14,10 @@ import amg
 PACKAGE = Path(amg.__file__).parent
 TORCH_FREE = [
     "amg", "amg.config", "amg.decode", "amg.errors", "amg.geometry", "amg.rle", "amg.storage", "amg.values",
-    "amg.cli.main", "amg.review.view", "amg.run.plan", "amg.run.progress", "amg.sam.weights", "amg.shards.reader",
-    "amg.shards.writer", "amg.sources.files", "amg.sources.inputs",
+    "amg.cli.main", "amg.export.formats", "amg.review.view", "amg.run.logs", "amg.run.plan", "amg.run.progress", "amg.run.leases", "amg.run.listing",
+    "amg.run.preview", "amg.sources.manifest",
+    "amg.run.status", "amg.run.verify", "amg.sam.weights", "amg.shards.reader", "amg.shards.writer",
+    "amg.sources.files", "amg.sources.inputs",
 ]  # fmt: skip
 DEVICE_ROOMS = [*(PACKAGE / "sam").glob("*.py"), *(PACKAGE / "masks").glob("*.py"), PACKAGE / "generate.py"]
 CROSSINGS = {"cpu", "item", "tolist", "numpy"}

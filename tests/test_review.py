@@ -15,7 +15,7 @@ from amg.errors import AmgError, ConfigError, StorageError
 from amg.geometry import Box, Crop, Size
 from amg.review.colours import choose_colours, palette
 from amg.review.overlay import DrawnMask, blend, edges, paint, sample, scale_to_fit
-from amg.review.view import write_review
+from amg.review.view import Review, write_review
 from amg.run.plan import shard_path
 from amg.shards import writer
 from amg.values import Failure, Funnel, ImageRef, MaskSet, Status
@@ -250,3 +250,23 @@ def test_blending_mixes_by_alpha() -> None:
     pixels = np.full((1, 3, 3), 100, np.uint8)
     layer = np.array([[[200, 0, 50, 0], [200, 0, 50, 255], [200, 0, 50, 51]]], np.uint8)
     assert blend(pixels, layer).tolist() == [[[100, 100, 100], [200, 0, 50], [120, 80, 90]]]
+
+
+def test_the_command_prints_for_people_for_programs_and_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    review = Review(tmp_path / "index.html", (tmp_path / "overlays" / "a.jpg",), {"ok": 1})
+    monkeypatch.setattr("amg.review.view.write_review", lambda *_, **__: review)
+
+    def call(*options: str) -> str:
+        monkeypatch.setattr("sys.argv", ["sam-amg", "show", "labels", *options])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    assert call().splitlines()[0] == f"page      {review.page}"
+    assert call("--quiet") == ""
+    assert json.loads(call("--json")) == {
+        "page": str(review.page),
+        "pictures": [str(review.pictures[0])],
+        "rows": {"ok": 1},
+    }

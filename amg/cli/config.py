@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from amg.config import PRESETS, Config, load_config, parse_assignment, to_yaml
+from amg.config import PRESETS, Config, fields, load_config, parse_assignment, to_yaml
 from amg.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -27,10 +27,19 @@ def settings_options(command: Function) -> Function:
     """Adds `--preset --config --set`; `resolve_settings` takes what they give."""
     for option in (
         click.option(
-            "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="Change one setting; may be repeated."
+            "--set",
+            "assignments",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="Change one setting; may be repeated.",
+            shell_complete=lambda _context, _option, typed: [f"{n}=" for n, _ in fields() if n.startswith(typed)],
         ),
         click.option(
-            "--config", "config_file", metavar="FILE", help="YAML file with settings, as `sam-amg config` prints it."
+            "--config",
+            "config_file",
+            metavar="FILE",
+            type=click.Path(),
+            help="YAML file with settings, as `sam-amg config` prints it.",
         ),
         click.option(
             "--preset",
@@ -38,6 +47,7 @@ def settings_options(command: Function) -> Function:
             show_default=True,
             metavar="NAME",
             help=f"Settings to start from: {', '.join(PRESETS)}.",
+            shell_complete=lambda _context, _option, typed: [name for name in PRESETS if name.startswith(typed)],
         ),
     ):
         command = option(command)
@@ -91,17 +101,18 @@ def config(preset: str, config_file: str | None, assignments: Sequence[str], for
     if form == "schema":
         click.echo(json.dumps(Config.model_json_schema(), indent=2))
     elif form == "list":
-        click.echo("\n".join(_described(Config.model_json_schema())))
+        for name, default, values, description in described_settings(Config.model_json_schema()):
+            click.echo(f"{name} = {json.dumps(default)}   ({values})\n    {description}")
     else:
         click.echo(to_yaml(settings), nl=False)
 
 
-def _described(schema: Mapping[str, Any]) -> Iterator[str]:
+def described_settings(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:
+    """Name, default, allowed values in words and help of every setting in a JSON schema of `Config`."""
     for section, reference in schema["properties"].items():
         properties = schema["$defs"][reference["$ref"].rpartition("/")[2]]["properties"]
         for name, setting in properties.items():
-            default = json.dumps(setting["default"])
-            yield f"{section}.{name} = {default}   ({_values(setting)})\n    {setting['description']}"
+            yield f"{section}.{name}", setting["default"], _values(setting), setting["description"]
 
 
 def _values(setting: Mapping[str, Any]) -> str:
@@ -112,6 +123,8 @@ def _values(setting: Mapping[str, Any]) -> str:
         return " or ".join(setting["enum"])
     if "const" in setting:
         return f"only {setting['const']}"
+    if "exclusiveMinimum" in setting:
+        return f"{KINDS[setting['type']]} above {setting['exclusiveMinimum']:g}"
     low, high = setting.get("minimum"), setting.get("maximum")
     span = "" if low is None else f", {low:g} or more" if high is None else f", {low:g} to {high:g}"
     return KINDS[setting["type"]] + span

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import click
+from click.shell_completion import CompletionItem
 
 from amg import __version__
 from amg.errors import AmgError
@@ -29,9 +31,14 @@ class Entry:
 
 COMMANDS: Mapping[str, Entry] = {
     "run": Entry("amg.cli.run", "run", "Label images: photos in, masks in Parquet out."),
+    "status": Entry("amg.cli.status", "status", "How far a job is, from its output alone."),
+    "failures": Entry("amg.cli.failures", "failures", "List the images without masks, and why."),
     "show": Entry("amg.cli.show", "show", "Draw masks over their images, on one HTML page."),
+    "export": Entry("amg.cli.export", "export", "Write the annotations as SA-1B or COCO JSON."),
+    "verify": Entry("amg.cli.verify", "verify", "Hold an output against its plan, mask by mask."),
     "weights": Entry("amg.cli.weights", "weights", "List, fetch and verify checkpoints."),
     "config": Entry("amg.cli.config", "config", "Print the settings of a job, or all there are."),
+    "completion": Entry("amg.cli.completion", "completion", "Print the script by which a shell completes."),
 }
 
 
@@ -53,6 +60,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the table; click's own way would import every command that fits."""
+        names = [
+            CompletionItem(name, help=entry.summary) for name, entry in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -70,20 +84,27 @@ class LazyGroup(click.Group):
     epilog="""\b
 Examples:
   sam-amg run photos --out labels
+  sam-amg status labels
   sam-amg show labels
+  sam-amg export labels --to coco --out labels.json
   sam-amg COMMAND --help""",
 )
 @click.version_option(__version__, prog_name="sam-amg", message="%(prog)s %(version)s")
 def cli() -> None:
     """Find every object in a folder of images with Segment Anything, and keep the masks in Parquet.
 
-    Exit status: 0 every image has a row; 1 the job could not finish, or --strict and failures; 2 wrong usage or
-    settings, or an output that belongs to another job; 130 interrupted.
+    With --json a command prints one JSON document on stdout and nothing else there; with --quiet it prints
+    errors alone.
+
+    Exit status: 0 done, and every image has a row; 1 the job could not finish, --strict and failures, or verify found
+    a fault; 2 wrong usage or settings, or an output that belongs to another job; 130 interrupted.
     """
 
 
 def main() -> int:
     """The exit status of the command line in `sys.argv`. Errors nobody foresaw keep their traceback."""
+    # Threads that spin while they wait lose five times the speed as soon as another process wants their core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = cli.main(prog_name="sam-amg", standalone_mode=False)
     except click.exceptions.Abort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import click
@@ -15,8 +16,8 @@ Examples:
   sam-amg show labels --key street/0017.jpg --key street/0018.jpg --max-side 2048
   sam-amg show labels --out pictures"""
 )
-@click.argument("folder", metavar="DIR")
-@click.option("--out", metavar="FOLDER", help="Where the pictures go.  [default: DIR/review]")
+@click.argument("folder", metavar="DIR", type=click.Path())
+@click.option("--out", metavar="FOLDER", type=click.Path(), help="Where the pictures go.  [default: DIR/review]")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
@@ -34,7 +35,13 @@ Examples:
     metavar="PIXELS",
     help="Longest side of a picture.",
 )
-def show(folder: str, out: str | None, limit: int, keys: Sequence[str], max_side: int) -> None:
+@click.option("--quiet", is_flag=True, help="Do not print where the page is.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one line of JSON on stdout: page, pictures, rows by status."
+)
+def show(
+    folder: str, out: str | None, limit: int, keys: Sequence[str], max_side: int, quiet: bool, as_json: bool
+) -> None:
     """Draw the masks of an output over their images.
 
     DIR is what `sam-amg run` wrote. Makes one HTML page that holds its pictures in itself and can be sent around, and
@@ -43,6 +50,12 @@ def show(folder: str, out: str | None, limit: int, keys: Sequence[str], max_side
     from amg.review.view import write_review
 
     review = write_review(folder, out=out, limit=limit, keys=keys, max_side=max_side)
+    if as_json:
+        pictures = [str(picture) for picture in review.pictures]
+        click.echo(json.dumps({"page": str(review.page), "pictures": pictures, "rows": dict(review.rows)}))
+        return
+    if quiet:
+        return
     click.echo(f"page      {review.page}")
     if review.pictures:
         click.echo(f"pictures  {len(review.pictures)} in {review.pictures[0].parent}")

@@ -25,7 +25,7 @@ def read_shards(folder: str | os.PathLike[str], *, columns: Sequence[str] | None
     status is not `ok`. `columns` names top-level columns, or leaves of them (`annotations.list.element.area`).
     Rows are read as they are asked for. Raises `FormatError` for a file that is not a whole shard of this format.
     """
-    for store, path in _shards(folder):
+    for store, path in shard_files(folder):
         with _opened(store, path, columns) as file, _as_format_error(store, path):
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=_listed(columns)):
                 yield from batch.to_pylist()
@@ -34,7 +34,7 @@ def read_shards(folder: str | os.PathLike[str], *, columns: Sequence[str] | None
 def read_table(folder: str | os.PathLike[str], *, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows as one table; `columns` as in `read_shards`, here the way to keep it small."""
     tables = []
-    for store, path in _shards(folder):
+    for store, path in shard_files(folder):
         with _opened(store, path, columns) as file, _as_format_error(store, path):
             tables.append(file.read(columns=_listed(columns)).replace_schema_metadata(None))
     return pa.concat_tables(tables, promote_options="default")
@@ -48,7 +48,7 @@ def footer(path: str | os.PathLike[str]) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"sam_amg.")}
 
 
-def _shards(folder: str | os.PathLike[str]) -> list[tuple[Store, str]]:
+def shard_files(folder: str | os.PathLike[str]) -> list[tuple[Store, str]]:
     """The shards of an output folder, of its `data` folder, or the one shard that is named."""
     text = os.fspath(folder)
     if text.endswith(".parquet"):
