@@ -66,8 +66,8 @@ def test_lines_tell_rate_masks_failures_and_time_left() -> None:
     assert stream.getvalue().splitlines() == [
         "10 images, 4 of them done before",
         "failed: 6.jpg: decode_error: it ends early",
-        "7/10 images, 0.10 images/s, 10 masks, 1 failed, 30.0 s left",
-        "10/10 images, 0.10 images/s, 25 masks, 1 failed",
+        "7/10 images, 10.0 s an image, 10 masks, 1 failed, 30.0 s left",
+        "10/10 images, 10.0 s an image, 25 masks, 1 failed",
     ]
 
 
@@ -77,7 +77,7 @@ def test_the_bar_tells_rate_masks_failures_and_time_left() -> None:
     last = stream.getvalue().rstrip().rpartition("\r")[2]
     assert "100%" in last
     assert "10/10 images" in last
-    assert "images/s" in last
+    assert "image/s" in last
     assert "25 masks, 1 failed" in last
     assert last.endswith("left")
 

@@ -12,8 +12,10 @@ from amg.values import Failure, MaskSet, Receipt, Status
 
 
 class JsonLines:
-    """An Observer. Every line has `time` (ISO 8601, UTC) and `event`: `start`, `image`, `shard` or `finish`.
+    """An Observer. Every line has `time` (ISO 8601, UTC) and `event`: `note`, `start`, `image`, `shard` or
+    `finish`.
 
+    note    text: something a person should know
     start   total, done: images of the plan, and those that had a row before
     image   key, status; masks and seconds where it is `ok`, reason where it is not
     shard   shard, rows by status, masks, seconds per stage, won: whether this run's file became the shard
@@ -29,6 +31,9 @@ class JsonLines:
     def start(self, total: int, done: int) -> None:
         self._started = self._clock()
         self._write("start", total=total, done=done)
+
+    def note(self, text: str) -> None:
+        self._write("note", text=text)
 
     def image(self, result: MaskSet | Failure) -> None:
         self._images += 1

@@ -14,7 +14,7 @@ from amg.values import Failure, MaskSet, Receipt, Status
 
 STAGES_SHOWN = 8
 SECONDS_BETWEEN_LINES = 30.0
-BAR_FORMAT = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}{postfix}, {remaining} left"
+BAR_FORMAT = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt}{postfix}, {remaining} left"
 
 
 class Observer(Protocol):
@@ -22,6 +22,10 @@ class Observer(Protocol):
 
     def start(self, total: int, done: int) -> None:
         """The plan has `total` images, of which `done` had a row before this run."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know; may come before `start`."""
+        ...
 
     def image(self, result: MaskSet | Failure) -> None: ...
 
@@ -34,6 +38,9 @@ class Silent:
     """Says nothing."""
 
     def start(self, total: int, done: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def image(self, result: MaskSet | Failure) -> None:
@@ -60,11 +67,14 @@ class ProgressBar:
             total=total,
             initial=done,
             file=self._stream,
-            unit=" images",
+            unit="image",
             dynamic_ncols=True,
             bar_format=BAR_FORMAT,
         )
         self._count()
+
+    def note(self, text: str) -> None:
+        tqdm.write(text, file=self._stream)
 
     def image(self, result: MaskSet | Failure) -> None:
         assert self._bar is not None, "image() before start()"
@@ -111,6 +121,9 @@ class ProgressLines:
         self._running = True
         self._print(f"{total} images, {done} of them done before" if done else f"{total} images")
 
+    def note(self, text: str) -> None:
+        self._print(text)
+
     def image(self, result: MaskSet | Failure) -> None:
         self._done += 1
         if isinstance(result, Failure):
@@ -136,7 +149,7 @@ class ProgressLines:
         rate = labeled / seconds if seconds > 0 else 0.0
         left = f", {_duration((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
         failed = f", {self._failed} failed" if self._failed else ""
-        self._print(f"{self._done}/{self._total} images, {rate:.2f} images/s, {self._masks} masks{failed}{left}")
+        self._print(f"{self._done}/{self._total} images, {_speed(rate)}, {self._masks} masks{failed}{left}")
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -215,6 +228,12 @@ class Summary:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _speed(images_per_second: float) -> str:
+    if 0 < images_per_second < 0.5:
+        return f"{1 / images_per_second:.1f} s an image"
+    return f"{images_per_second:.2f} images/s"
 
 
 def _duration(seconds: float) -> str:
