@@ -81,11 +81,12 @@ class GenerateSettings(Section):
     )
     drop_small_masks: bool = Field(
         default=False,
-        description="Drop a mask whose every region is smaller than `min_mask_region_area`, instead of keeping its largest.",
+        description="Drop a mask whose every region is smaller than `min_mask_region_area`; else its largest is kept.",
     )
     rank_crops_by: Literal["area", "layer"] = Field(
         default="area",
-        description="Between crops the mask wins whose crop is smaller (`area`, as in the open code) or deeper (`layer`, as in the paper).",
+        description="Between crops the mask wins whose crop is smaller (`area`, as in the open code) or deeper "
+        "(`layer`, as in the paper).",
     )
 
     @model_validator(mode="after")
@@ -95,7 +96,8 @@ class GenerateSettings(Section):
         if self.point_grids is not None:
             if len(self.point_grids) != self.crop_n_layers + 1:
                 raise ValueError(
-                    f"point_grids has {len(self.point_grids)} grids, crop_n_layers {self.crop_n_layers} needs {self.crop_n_layers + 1}"
+                    f"point_grids has {len(self.point_grids)} grids, "
+                    f"crop_n_layers {self.crop_n_layers} needs {self.crop_n_layers + 1}"
                 )
             if not all(self.point_grids):
                 raise ValueError("point_grids has a grid without a point")
@@ -122,7 +124,12 @@ class MemorySettings(Section):
     candidates_mb: int = Field(
         default=256,
         ge=1,
-        description="Logits kept of the candidates of one crop; what is beyond is decoded a second time when it survives.",
+        description="Logits kept of the candidates of one crop; beyond it survivors are decoded a second time.",
+    )
+    image_mb: int = Field(
+        default=4096,
+        ge=1,
+        description="Pixels of a decoded image, 3 bytes each; larger images get a row `too_large` and are not decoded.",
     )
 
 
@@ -142,9 +149,23 @@ class OutputSettings(Section):
 
 class RunSettings(Section):
     device: str = Field(
-        default="auto", description="cpu, cuda, cuda:N, mps; auto takes the first that is there of cuda and cpu."
+        default="auto",
+        description="cpu, cuda, cuda:N, mps, or several with commas; auto takes cuda where it is there, else cpu.",
     )
-    threads: int | None = Field(default=None, ge=1, description="Threads of the model on a CPU; null takes all cores.")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Processes that label, in turn on the devices; null takes one a device. One alone is this process.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of the model in a worker on a CPU; null shares the cores."
+    )
+    image_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="An image that takes longer, twice, gets a row `timeout`; even one worker is a process then.",
+    )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that decode images ahead of the model.")
     decode_ahead: int = Field(default=4, ge=1, le=1024, description="Decoded images that may wait for the model.")
 
@@ -242,7 +263,9 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-NOT_IN_FINGERPRINT = ("memory.", "shards.", "run.device", "run.decode_", "model.weights")
+NOT_IN_FINGERPRINT = (
+    "memory.", "shards.", "run.device", "run.workers", "run.image_timeout_s", "run.decode_", "model.weights"
+)  # fmt: skip
 """What may change between two runs on one output without changing a mask. The weights count by their digest."""
 
 

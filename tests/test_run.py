@@ -115,6 +115,27 @@ def test_new_files_are_appended_and_old_rows_stay(photos: Path, tmp_path: Path, 
     assert rows(out)[5]["image_id"] == 5
 
 
+def test_files_that_changed_or_went_are_said_and_left_as_they_are(photos: Path, tmp_path: Path, fake: DiscSam) -> None:
+    class Listener(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    out, listener = tmp_path / "out", Listener()
+    job(photos, out, observer=listener)
+    before = rows(out)
+    assert listener.notes == []
+    PIL.Image.new("RGB", (33, 44)).save(photos / "a.png")
+    (photos / "z.webp").unlink()
+    job(photos, out, observer=listener)
+    assert rows(out) == before
+    said = " ".join(listener.notes)
+    assert "a.png" in said
+    assert "z.webp" in said
+
+
 def test_a_limit_plans_the_first_and_a_run_without_it_goes_on(photos: Path, tmp_path: Path, fake: DiscSam) -> None:
     out = tmp_path / "out"
     summary = run_local([str(photos)], str(out), config(), limit=2, observer=Silent())

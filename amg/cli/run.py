@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from amg.cli.config import resolve_settings, settings_options
+from amg.config import Config
+from amg.run.signals import interruptible
+
+if TYPE_CHECKING:
+    from amg.run.progress import Observer, Summary
+
+INTERRUPTED = 130
 
 
 @click.command(
     epilog="""\b
 Examples:
   sam-amg run photos --out labels
+  sam-amg run photos --out labels --dry-run
   sam-amg run photos --out labels --preset sa1b --weights sam-vit-h
   sam-amg run 'scans/**/*.jpg' --out labels --set generate.points_per_side=16
-  sam-amg run photos --out labels --config mine.yaml --device cuda:0
+  sam-amg run photos --out labels --config mine.yaml --device cuda:0,cuda:1
   sam-amg run photos --out labels --limit 10 --json > summary.json"""
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
@@ -28,11 +37,29 @@ Examples:
 @click.option(
     "--weights", metavar="NAME|PATH", help="Known weights (`sam-amg weights list`) or a checkpoint; sets model.weights."
 )
-@click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto; sets run.device.")
+@click.option(
+    "--device", metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto, several with commas; sets run.device."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that label, in turn on the devices; sets run.workers.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Plan the first N images alone.")
-@click.option("--strict", is_flag=True, help="Exit with 1 when an image failed in this run.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, in numbers, and do nothing.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when an image of the output failed, in this run or before.")
+@click.option("--overwrite", is_flag=True, help="Remove an output of this program that lies in DIR, after asking.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON on stdout.")
+@click.option(
+    "--log",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How progress is told on stderr; json: one object a line for each image and shard.",
+)
 def run(
     inputs: Sequence[str],
     out: str,
@@ -41,37 +68,89 @@ def run(
     assignments: Sequence[str],
     weights: str | None,
     device: str | None,
+    workers: int | None,
     limit: int | None,
+    dry_run: bool,
     strict: bool,
+    overwrite: bool,
+    yes: bool,
     quiet: bool,
     as_json: bool,
+    log: str,
 ) -> int:
     """Label images: find every mask in them and write one Parquet row for each image.
 
     INPUT is an image, a folder (with all that lies below it) or a pattern in quotes. Images that cannot be read get a
-    row with a status and a reason. Progress goes to stderr, the summary to stdout.
+    row with a status and a reason. Progress goes to stderr, the summary to stdout. Ctrl-C ends a run in order, a second
+    one at once; in both cases the same command goes on with what is missing.
+
+    With several devices or --workers, an image that ends its worker twice gets a row `crash`, and the rest is labeled.
     """
-    named = {"model.weights": weights, "run.device": device}
+    named: Mapping[str, Any] = {"model.weights": weights, "run.device": device, "run.workers": workers}
     overrides = {name: value for name, value in named.items() if value is not None}
     config = resolve_settings(preset, config_file, assignments, overrides)
-
+    if dry_run:
+        return _preview(inputs, out, config, limit, as_json)
+    if overwrite:
+        _make_room(out, asked=yes)
     # What Pillow finds odd in a file either keeps it from being read, which becomes its row, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
-    # Imported only now, so that a wrong setting is said before torch is loaded.
-    from amg.run.local import run_local
-    from amg.run.progress import Silent, observer_for
-
-    observer = Silent() if quiet else observer_for(sys.stderr)
-    try:
-        summary = run_local(inputs, out, config, limit=limit, observer=observer)
-    except KeyboardInterrupt:
-        observer.finish()
-        click.echo("interrupted; finished shards are kept, and the same command goes on with the rest", err=True)
-        raise
-    finally:
-        observer.finish()
+    with interruptible():
+        try:
+            summary = _label(inputs, out, config, limit, _observer(log, quiet))
+        except KeyboardInterrupt as stop:
+            click.echo("interrupted; finished shards are kept, and the same command goes on with the rest", err=True)
+            return getattr(stop, "exit_status", INTERRUPTED)
     if as_json:
         click.echo(summary.to_json())
     elif not quiet:
         click.echo(summary.render())
-    return 1 if strict and summary.failed else 0
+    return 1 if strict and (summary.failed or _failed_before(out)) else 0
+
+
+def _label(inputs: Sequence[str], out: str, config: Config, limit: int | None, observer: Observer) -> Summary:
+    # Imported only now, so that a wrong setting is said before torch is loaded.
+    from amg.run.local import run_local
+
+    try:
+        return run_local(inputs, out, config, limit=limit, observer=observer)
+    finally:
+        observer.finish()
+
+
+def _observer(log: str, quiet: bool) -> Observer:
+    if log == "json" and not quiet:
+        from amg.run.logs import JsonLines
+
+        return JsonLines(sys.stderr)
+    from amg.run.progress import Silent, observer_for
+
+    return Silent() if quiet else observer_for(sys.stderr)
+
+
+def _preview(inputs: Sequence[str], out: str, config: Config, limit: int | None, as_json: bool) -> int:
+    from amg.run.local import preview_local
+
+    seen = preview_local(inputs, out, config, limit=limit)
+    click.echo(seen.to_json() if as_json else seen.render())
+    return 0
+
+
+def _make_room(out: str, *, asked: bool) -> None:
+    from amg.run.overwrite import is_output, remove_output
+    from amg.storage import open_store
+
+    folder = open_store(out).url
+    if is_output(folder):
+        if not asked:
+            click.confirm(
+                f"Remove the shards, the plan and all else that sam-amg wrote in {folder}?", abort=True, err=True
+            )
+        remove_output(folder)
+
+
+def _failed_before(out: str) -> bool:
+    """Whether any shard of the output says that it holds a failure, whichever run made it."""
+    from amg.run.status import job_status
+
+    return any(status != "ok" and count for status, count in job_status(out).rows.items())

@@ -4,49 +4,97 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from amg import __version__
-from amg.config import Config, flatten
+from amg.config import Config, fingerprint, flatten
 from amg.decode import decode_ahead
-from amg.generate import generate_masks
-from amg.run.plan import Plan, Shard
-from amg.sam.model import Sam
+from amg.run.leases import Lease
 from amg.shards import schema, writer
 from amg.sources.source import Source
 from amg.storage import Store
-from amg.values import Failure, MaskSet, Receipt, Status
+from amg.values import Failure, Image, ImageRef, MaskSet, Receipt, Status
 
 Result = MaskSet | Failure
+Label = Callable[[Iterable[Image | Failure]], Iterator[Result]]
+"""The model's part: one result for each image, in order; a `Failure` passes through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all shards of a job share; it travels to other processes. `depends_on` is the plan's."""
+
+    source: Source
+    store: Store
+    config: Config
+    depends_on: Mapping[str, Any]
 
 
 def label_shard(
-    shard: Shard, source: Source, sam: Sam, config: Config, plan: Plan, store: Store, *, seen: Callable[[Result], None]
+    lease: Lease,
+    job: Job,
+    label: Label,
+    *,
+    seen: Callable[[Result], object],
+    begin: Callable[[ImageRef], object] = lambda _: None,
 ) -> Receipt:
-    """Label the images of a shard and commit one file with one row for each, in plan order; `seen` hears of every image."""
-    images = decode_ahead(
-        shard.refs,
-        source.read,
-        threads=config.run.decode_threads,
-        ahead=config.run.decode_ahead,
-        max_pixels=config.decode.max_pixels,
-        value_range=config.decode.range,
-    )
-    results = []
-    for result in generate_masks(images, sam, config.generate, candidates_mb=config.memory.candidates_mb):
+    """Label the images of a shard and commit one file with one row for each, in plan order.
+
+    `seen` hears of every image when it is done. `begin`, in an isolated try, hears of it before a byte is read.
+    """
+    results: list[Result] = []
+    for failure in lease.settled:
+        results.append(failure)
+        seen(failure)
+    for result in label(_images(lease, job, begin)):
         results.append(result)
         seen(result)
-    return commit(shard, results, source, config, plan, store)
+    return commit(lease, sorted(results, key=lambda result: result.ref.row), job)
 
 
-def commit(
-    shard: Shard, results: Sequence[Result], source: Source, config: Config, plan: Plan, store: Store
-) -> Receipt:
+def _images(lease: Lease, job: Job, begin: Callable[[ImageRef], object]) -> Iterator[Image | Failure]:
+    """Decoded ahead of the model; in isolation one by one, when the one before is done."""
+
+    def read(ref: ImageRef) -> bytes | Failure:
+        if lease.isolated:
+            begin(ref)
+        try:
+            return job.source.read(ref)
+        except MemoryError:
+            return Failure(ref, Status.OUT_OF_MEMORY, "there was not enough memory to read the file")
+
+    # The memory limit turns an image into a failure, never into other masks: it is not part of the fingerprint.
+    fitting = job.config.memory.image_mb * 2**20 // 3
+    allowed = job.config.decode.max_pixels
+    images = decode_ahead(
+        lease.to_label,
+        read,
+        threads=1 if lease.isolated else job.config.run.decode_threads,
+        ahead=0 if lease.isolated else job.config.run.decode_ahead,
+        max_pixels=min(fitting, allowed),
+        value_range=job.config.decode.range,
+    )
+    return _blame_memory(images) if fitting < allowed else images
+
+
+def _blame_memory(images: Iterator[Image | Failure]) -> Iterator[Image | Failure]:
+    """Reasons that name the setting which was the limit."""
+    for image in images:
+        if isinstance(image, Failure) and image.status is Status.TOO_LARGE:
+            image = replace(image, reason=image.reason.replace("decode.max_pixels", "memory.image_mb"))
+        yield image
+
+
+def commit(lease: Lease, results: Sequence[Result], job: Job) -> Receipt:
     """One object, built in memory and created if absent: whoever was first has won, the others throw theirs away."""
+    shard, config = lease.shard, job.config
     embedded = None
     if config.output.embed_images:
-        contents = {ref.row: source.read(ref) for ref in shard.refs}
+        settled = {failure.ref.row for failure in lease.settled}
+        contents = {ref.row: job.source.read(ref) for ref in shard.refs if ref.row not in settled}
         embedded = {row: content for row, content in contents.items() if isinstance(content, bytes)}
     table = writer.to_table(results, bbox_style=config.output.bbox_style, images=embedded)
     rows = Counter(str(r.status) if isinstance(r, Failure) else str(Status.OK) for r in results)
@@ -54,15 +102,15 @@ def commit(
     seconds = total_seconds(results)
     footer = {
         "sam_amg.schema_version": str(schema.SCHEMA_VERSION),
-        "sam_amg.plan": plan.fingerprint,
+        "sam_amg.plan": fingerprint(job.depends_on),
         "sam_amg.config": json.dumps(flatten(config), ensure_ascii=False),
-        "sam_amg.model_sha256": str(plan.depends_on["weights.sha256"]),
+        "sam_amg.model_sha256": str(job.depends_on["weights.sha256"]),
         "sam_amg.shard": str(shard.number),
         "sam_amg.stats": json.dumps({"rows": dict(rows), "masks": masks}),
         "sam_amg.code_version": __version__,
         "sam_amg.created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    won = store.create_if_absent(shard.path, writer.to_bytes(table, footer))
+    won = job.store.create_if_absent(shard.path, writer.to_bytes(table, footer))
     return Receipt(shard.number, rows, masks, won, seconds)
 
 

@@ -1,0 +1,62 @@
+"""What deaths have shown, kept in the output: `_state/attempts/NNNNNN-KKK.json`, one file a death, created if absent.
+
+A job that is killed with its worker (a machine out of memory takes both) starts its next run in isolation where it
+died, and does not pay again for images that are settled. Nothing here says that a shard is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from amg.run.leases import Death, History, Suspicion
+from amg.storage import Store
+from amg.values import Status
+
+FOLDER = "_state/attempts"
+
+
+def read_attempts(store: Store) -> dict[int, History]:
+    """The last known history of each shard that a worker died of. Files that cannot be read count as not there."""
+    newest: dict[int, str] = {}
+    for entry in store.list(FOLDER):
+        number = entry.path.removeprefix(f"{FOLDER}/").partition("-")[0]
+        if number.isdigit():
+            newest[int(number)] = entry.path
+    read = {number: _from_json(store.read(path)) for number, path in newest.items()}
+    return {number: history for number, history in read.items() if history is not None}
+
+
+def record(store: Store, shard: int, history: History) -> None:
+    """Write down a shard's history after a death, beside the earlier ones."""
+    attempt = history.deaths
+    while not store.create_if_absent(f"{FOLDER}/{shard:06d}-{attempt:05d}.json", _to_json(history)):
+        attempt += 1
+
+
+def _to_json(history: History) -> bytes:
+    content = {
+        "deaths": history.deaths,
+        "suspects": {row: {"deaths": s.deaths, **_death(s.last)} for row, s in history.suspects.items()},
+        "settled": {row: _death(death) for row, death in history.settled.items()},
+    }
+    return json.dumps(content, indent=2).encode()
+
+
+def _death(death: Death) -> Mapping[str, str]:
+    return {"status": str(death.status), "reason": death.reason}
+
+
+def _from_json(data: bytes) -> History | None:
+    try:
+        content = json.loads(data)
+        return History(
+            content["deaths"],
+            {
+                int(row): Suspicion(s["deaths"], Death(Status(s["status"]), s["reason"]))
+                for row, s in content["suspects"].items()
+            },
+            {int(row): Death(Status(d["status"]), d["reason"]) for row, d in content["settled"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

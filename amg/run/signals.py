@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM: the first ends a job in order, a second Ctrl-C ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+SAME_KEYSTROKE_SECONDS = 0.3
+"""`timeout` and shells signal a process and then its group: what comes this soon is the same signal again."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the job to end; raised in the main thread, wherever it is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = 128 + number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, the first SIGINT or SIGTERM raises `Interrupted`; a later SIGINT exits with 130, cleaning up nothing.
+
+    What that leaves behind is swept by the next run, and workers end with their parent. Outside the main thread, where
+    Python takes no signals, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first_at: float | None = None
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal first_at
+        now = time.monotonic()
+        if first_at is None:
+            first_at = now
+            raise Interrupted(number)
+        if number == signal.SIGINT and now - first_at > SAME_KEYSTROKE_SECONDS:
+            os._exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Inside, the stopping signals wait; processes started inside are born with them held."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,68 @@
+"""Counts what a run comes to, and tells the observer, once for each image however often it is tried."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections import Counter
+
+from amg.run.plan import Shard
+from amg.run.progress import Observer, Summary
+from amg.values import Failure, MaskSet, Receipt
+
+FAILURES_SHOWN = 20
+
+
+class Tally:
+    """`image` hears of every image of every try, `shard` of every shard that came to an end, which is what counts."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._in_hand: dict[int, dict[int, Failure | None]] = {}
+        self._rows: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._failures: list[tuple[str, str, str]] = []
+        self._masks = 0
+        self._written = 0
+        self._elsewhere = 0
+
+    def image(self, shard: Shard, result: MaskSet | Failure) -> None:
+        seen = self._in_hand.setdefault(shard.number, {})
+        told = result.ref.row in seen
+        seen[result.ref.row] = result if isinstance(result, Failure) else None
+        if not told:
+            self._observer.image(result)
+
+    def shard(self, receipt: Receipt) -> None:
+        self._rows.update(receipt.rows)
+        self._seconds.update(receipt.seconds)
+        self._masks += receipt.masks
+        self._written += receipt.won
+        for failure in self._in_hand.pop(receipt.shard, {}).values():
+            if failure is not None and len(self._failures) < FAILURES_SHOWN:
+                self._failures.append((failure.ref.key, str(failure.status), failure.reason))
+        self._observer.shard(receipt)
+
+    def elsewhere(self, shard: Shard) -> None:
+        """Another run has made the shard meanwhile."""
+        self._elsewhere += len(shard.refs)
+
+    def summary(self, out: str, planned: int, done: int, wall_seconds: float) -> Summary:
+        return Summary(
+            out=out,
+            planned=planned,
+            already_done=done + self._elsewhere,
+            rows=dict(self._rows),
+            failures=tuple(self._failures),
+            masks=self._masks,
+            seconds=dict(self._seconds),
+            wall_seconds=wall_seconds,
+            peak_memory_mb=peak_memory_mb(),
+            shards_written=self._written,
+        )
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process, or one of its workers that ended, has held, in MB."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,0 +1,156 @@
+"""A job without torch: everything is the real thing but the network, whose masks are drawn from the pixels' checksum.
+
+What an image is called says what it does to the process that touches it: `segv-in-model`, `segv-in-read`, `hang`,
+`killed` (as by the kernel when memory runs out), `eats-memory` (a MemoryError, which is no crash).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from amg.config import Config, masks_depend_on
+from amg.errors import StorageError
+from amg.geometry import plan_crops
+from amg.run.job import run_job
+from amg.run.progress import Observer, Summary
+from amg.run.shard import Job, Label, Result
+from amg.sources.inputs import open_source
+from amg.sources.source import Source
+from amg.storage import open_store
+from amg.values import Failure, Funnel, Image, ImageRef, MaskSet, Status
+
+DIGEST = "0" * 64
+SECONDS_PER_IMAGE = "AMG_CHAOS_SECONDS"
+
+
+def make_photos(folder: Path, count: int, *, names: Sequence[str] = ()) -> Path:
+    """`count` tiny images, one in ten of them no image at all, and one more for each of `names`."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(7)
+    for name in [f"{n:04d}" for n in range(count)] + list(names):
+        file = folder / f"{name}.png"
+        if name.endswith("5") and name.isdigit():
+            file.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+        else:
+            PIL.Image.fromarray(rng.integers(0, 255, (24, 32, 3), np.uint8)).save(file)
+    return folder
+
+
+def run_local(
+    inputs: Sequence[str], out: str, config: Config, *, limit: int | None = None, observer: Observer
+) -> Summary:
+    """`amg.run.local.run_local` without torch: a stand-in for the network, and no device to settle."""
+    store = open_store(out, create=True)
+    store.sweep()
+    depends_on = masks_depend_on(config, weights_digest=DIGEST, standin=1)
+    workers = config.run.workers or 1
+    summary = run_job(
+        Job(PoisonousSource(open_source(*inputs)), store, config, depends_on),
+        partial(open_label, float(os.environ.get(SECONDS_PER_IMAGE, "0.02"))),
+        devices=["cpu"] * workers,
+        in_workers=workers > 1 or config.run.image_timeout_s is not None,
+        images_per_shard=config.shards.images_per_shard or 2,
+        limit=limit,
+        observer=observer,
+    )
+    return replace(summary, out=out)
+
+
+def open_label(seconds_per_image: float, device: str) -> Label:
+    assert device == "cpu"
+
+    def label(images: Iterable[Image | Failure]) -> Iterator[Result]:
+        for image in images:
+            yield image if isinstance(image, Failure) else _label(image, seconds_per_image)
+
+    return label
+
+
+def dies_at_once(device: str) -> Label:  # noqa: ARG001 - as `open_label`'s
+    os._exit(3)
+
+
+def breaks(device: str) -> Label:
+    raise StorageError(f"no room on {device}")
+
+
+def stops_at_the_end(device: str) -> Label:
+    """Labels all images of a shard, and dies before it can be written."""
+    label = open_label(0.0, device)
+
+    def wrapped(images: Iterable[Image | Failure]) -> Iterator[Result]:
+        yield from label(images)
+        os._exit(4)
+
+    return wrapped
+
+
+def _label(image: Image, seconds: float) -> Result:
+    time.sleep(seconds)
+    if "segv-in-model" in image.ref.key:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "killed" in image.ref.key:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "hang" in image.ref.key:
+        time.sleep(3600)
+    if "eats-memory" in image.ref.key:
+        return Failure(image.ref, Status.OUT_OF_MEMORY, "no memory left")
+    return draw(image, seconds)
+
+
+def draw(image: Image, seconds: float) -> MaskSet:
+    """Up to five masks, the same for the same pixels."""
+    rng = np.random.default_rng(zlib.crc32(image.pixels_HWC.tobytes()))
+    count, pixels = int(rng.integers(0, 6)), image.size.height * image.size.width
+    starts = rng.integers(1, pixels // 2, count).astype(np.uint32)
+    runs = np.stack([starts, np.full(count, 7, np.uint32), pixels - 7 - starts], 1).astype(np.uint32)
+    columns = np.arange(count, dtype=np.int32)
+    return MaskSet(
+        ref=image.ref,
+        size=image.size,
+        original=image.original,
+        orientation=image.orientation,
+        crops=tuple(plan_crops(image.size, n_layers=0, overlap_ratio=0.0)),
+        runs_R=runs.reshape(-1),
+        offsets_K1=np.arange(0, 3 * count + 1, 3, dtype=np.int64),
+        box_K4=np.tile(np.array([1, 2, 3, 4], np.int32), (count, 1)),
+        area_K=np.full(count, 7, np.int64),
+        predicted_iou_K=rng.random(count).astype(np.float32),
+        stability_K=rng.random(count).astype(np.float32),
+        point_K2=rng.random((count, 2)),
+        crop_K=np.zeros(count, np.int32),
+        point_index_K=columns,
+        mask_index_K=np.zeros(count, np.int8),
+        changed_K=np.zeros(count, np.bool_),
+        funnel=Funnel(candidates=count, kept=count),
+        seconds={"encode": seconds},
+    )
+
+
+@dataclass(frozen=True)
+class PoisonousSource:
+    """A source whose decoder dies of some files: it does so where the file is read."""
+
+    source: Source
+
+    def refs(self, **reporter: object) -> Iterator[ImageRef]:
+        return self.source.refs(**reporter)  # type: ignore[arg-type]
+
+    def read(self, ref: ImageRef) -> bytes | Failure:
+        if "segv-in-read" in ref.key:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "stuck-in-read" in ref.key:
+            time.sleep(3600)
+        if "eats-memory-in-read" in ref.key:
+            raise MemoryError
+        return self.source.read(ref)
