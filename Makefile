@@ -2,6 +2,7 @@
 # make test    set up, run the tests
 # make check   what CI runs: format, lint, types, import contracts, tests
 # make wheel   build the wheel, install it in an empty environment, label a photo with it
+# make chaos   kill a job at 100 random moments, then compare its rows with an undisturbed run's
 # make parity  the masks against the reference generator's: all goldens, or live on PHOTOS=DIR
 # make docs    docs/cli.md and docs/config.md from the code
 # make bench   speed and memory against the reference generator, one JSON line last
@@ -10,7 +11,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 
-.PHONY: demo test test-all wheel check lint format parity bench constraints clean
+.PHONY: demo test test-all wheel chaos check lint format parity bench constraints clean
 
 demo: .venv/.runs
 	$(BIN)/sam-amg run tests/photos --out demo --config configs/mobile-cpu.yaml
@@ -26,6 +27,9 @@ test-all: .venv/.tests
 
 wheel: .venv/.tests
 	$(BIN)/pytest -m wheel tests/test_wheel.py
+
+chaos: .venv/.tests
+	$(BIN)/python -m tests.chaos --kills 100
 
 check: lint test wheel
 

@@ -46,7 +46,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A window of an image: layer 0 is the whole image, layer i has up to 4**i windows; `index` counts over all layers."""
+    """A window of an image: layer 0 is the image, layer i has up to 4**i windows; `index` counts over all layers."""
 
     box: Box
     layer: int

@@ -79,7 +79,7 @@ class Points:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskLogits:
-    """`logits_PMLL` float32 of L = 256 a side over the padded model square, `iou_PM` the predicted IoU (not clamped)."""
+    """`logits_PMLL` float32, L = 256 a side over the padded model square; `iou_PM` the predicted IoU (not clamped)."""
 
     logits_PMLL: Tensor
     iou_PM: Tensor

@@ -30,7 +30,7 @@ class Status(StrEnum):
 class ImageRef:
     """One planned image. `row` is its place in the plan and its `image_id`; `key` is unique and stable within the plan.
 
-    `size_bytes` and `tag` (modification time or etag, as text) are what the listing said, or None where it said nothing.
+    `size_bytes` and `tag` (modification time or etag, as text) are what the listing said, or None.
     `extra` is what a manifest said of the image beside its path: a JSON object as text, with sorted keys.
     """
 
@@ -45,7 +45,7 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """An upright image: `pixels_HWC` uint8 RGB. `original` and `orientation` are as in the file, before EXIF turned it."""
+    """An upright image: `pixels_HWC` uint8 RGB; `original` and `orientation` as in the file, before it was turned."""
 
     ref: ImageRef
     pixels_HWC: NDArray[np.uint8]
@@ -153,7 +153,7 @@ class MaskSet:
     def to_dicts(self, *, output_mode: str = "coco_rle", bbox_style: str = "sa1b") -> list[dict[str, Any]]:
         """The records of the original package's generator, one dict a mask.
 
-        `output_mode`: `coco_rle` (compressed counts, str), `uncompressed_rle` (list of int) or `binary_mask` (HxW bool).
+        `output_mode`: `coco_rle` (compressed, str), `uncompressed_rle` (list of int) or `binary_mask` (HxW bool).
         `bbox_style`: `sa1b` gives XYWH one pixel short in width and height, as the original does; `exact` gives COCO's.
         """
         from amg.rle import records
@@ -161,7 +161,8 @@ class MaskSet:
         return records(self, output_mode=output_mode, bbox_style=bbox_style)
 
     def __repr__(self) -> str:
-        return f"MaskSet({self.ref.key!r}, {self.size.height}x{self.size.width}, {len(self)} masks, {len(self.runs_R)} runs)"
+        size = f"{self.size.height}x{self.size.width}"
+        return f"MaskSet({self.ref.key!r}, {size}, {len(self)} masks, {len(self.runs_R)} runs)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class FakeSam:
 
 @dataclass(slots=True)
 class RoughSam(FakeSam):
-    """Discs around the point with soft or sharp edges, holes, islands and a seeded predicted IoU: every filter has work."""
+    """Discs around the point with soft or sharp edges, holes, islands, a seeded IoU: all filters have work."""
 
     def draw(self, xy: NDArray[np.float64], crop: Size) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([int(v) for v in xy] + [crop.height, crop.width])
@@ -62,7 +62,9 @@ class RoughSam(FakeSam):
                 row, column, extent = rng.integers(0, 250), rng.integers(0, 250), rng.integers(1, 6)
                 disc[row : row + extent, column : column + extent] *= -1
             logits.append(disc)
-        return torch.from_numpy(np.stack(logits).astype(np.float32)), torch.from_numpy(rng.uniform(0.8, 1.02, 3).astype(np.float32))
+        return torch.from_numpy(np.stack(logits).astype(np.float32)), torch.from_numpy(
+            rng.uniform(0.8, 1.02, 3).astype(np.float32)
+        )
 
 
 @dataclass(slots=True)

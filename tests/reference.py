@@ -1,4 +1,4 @@
-"""The obvious twins of everything clever: dense masks, loops, torch's own interpolation. Slow, and read once to be trusted."""
+"""The obvious twins of everything clever: dense masks, loops, torch's own interpolation. Slow, and easy to trust."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ import amg
 PACKAGE = Path(amg.__file__).parent
 TORCH_FREE = [
     "amg", "amg.config", "amg.decode", "amg.errors", "amg.geometry", "amg.rle", "amg.storage", "amg.values",
-    "amg.cli.main", "amg.export.formats", "amg.review.view", "amg.run.logs", "amg.run.plan", "amg.run.progress", "amg.run.leases", "amg.run.listing",
+    "amg.cli.main", "amg.export.formats", "amg.review.view", "amg.run.logs", "amg.run.plan", "amg.run.progress",
+    "amg.run.job", "amg.run.leases",
+    "amg.run.listing", "amg.run.workers",
     "amg.run.preview", "amg.sources.manifest",
     "amg.run.status", "amg.run.verify", "amg.sam.weights", "amg.shards.reader", "amg.shards.writer",
     "amg.sources.files", "amg.sources.inputs",
@@ -63,4 +65,6 @@ def test_no_module_reads_the_environment_or_the_device_when_it_is_imported() -> 
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ImportFrom | ast.Import):
                 continue
             text = ast.unparse(node)
-            assert not any(word in text for word in ("environ[", "getenv", "is_available(", "basicConfig")), f"{file}: {text}"
+            assert not any(word in text for word in ("environ[", "getenv", "is_available(", "basicConfig")), (
+                f"{file}: {text}"
+            )

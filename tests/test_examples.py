@@ -14,12 +14,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-QUERIES = [q.strip() for block in re.findall(r"```sql\n(.*?)```", README, re.DOTALL) for q in block.split(";") if q.strip()]
+QUERIES = [
+    q.strip() for block in re.findall(r"```sql\n(.*?)```", README, re.DOTALL) for q in block.split(";") if q.strip()
+]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`photos/` labeled into `labels/` by the README's command on a coarse grid, and the sample photos where it names them."""
+    """`photos/` labeled into `labels/` by the README's command on a coarse grid, and the sample photos."""
     here = tmp_path_factory.mktemp("examples")
     (here / "photos").mkdir()
     shutil.copy(ROOT / "tests" / "photos" / "coffee.jpg", here / "photos")
@@ -42,7 +44,7 @@ def test_python_in_the_readme_runs(block: str, folder: Path, monkeypatch: pytest
     names: dict[str, object] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools.decode sets an array's shape
-        exec(block, names)  # noqa: S102
+        exec(block, names)
     if "annotations" in names:
         assert len(names["annotations"]) > 3  # type: ignore[arg-type]
     if "scores" in names:

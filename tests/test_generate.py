@@ -55,7 +55,11 @@ def test_masks_are_those_of_the_reference_in_its_order(name: str, size: tuple[in
     settings = CASES[name]
     fake = RoughSam()
     theirs = reference_records(fake, picture(*size), **settings)
-    named = {**settings, "point_grids": [g.tolist() for g in settings["point_grids"]]} if "point_grids" in settings else settings
+    named = (
+        {**settings, "point_grids": [g.tolist() for g in settings["point_grids"]]}
+        if "point_grids" in settings
+        else settings
+    )
     ours = generate_masks(picture(*size), fake.as_sam(), **named).to_dicts()
     assert theirs
     assert [r["segmentation"] for r in ours] == [r["segmentation"] for r in theirs]
@@ -68,7 +72,12 @@ def test_what_a_chunk_or_the_room_for_logits_is_changes_nothing() -> None:
     for batch, room in ((1, 256), (7, 256), (64, 256), (7, 1)):
         fake = RoughSam()
         other = generate_masks(
-            picture(300, 200), fake.as_sam(), points_per_side=6, crop_n_layers=1, points_per_batch=batch, candidates_mb=room
+            picture(300, 200),
+            fake.as_sam(),
+            points_per_side=6,
+            crop_n_layers=1,
+            points_per_batch=batch,
+            candidates_mb=room,
         )
         assert max(fake.calls) == min(batch, 36)
         assert np.array_equal(other.runs_R, calm.runs_R)
@@ -119,7 +128,9 @@ def test_masks_all_of_small_regions_go_or_keep_their_largest() -> None:
 
 def test_between_crops_the_deeper_or_the_smaller_crop_wins() -> None:
     discs = DiscSam(radius=100, iou=(0.99, 0.1, 0.1))
-    by_layer = generate_masks(picture(301, 301), discs.as_sam(), points_per_side=3, crop_n_layers=1, rank_crops_by="layer")
+    by_layer = generate_masks(
+        picture(301, 301), discs.as_sam(), points_per_side=3, crop_n_layers=1, rank_crops_by="layer"
+    )
     layers = [by_layer.crops[c].layer for c in by_layer.crop_K]
     assert layers == sorted(layers, reverse=True)
     by_area = generate_masks(picture(301, 301), discs.as_sam(), points_per_side=3, crop_n_layers=1)
@@ -130,14 +141,18 @@ def test_between_crops_the_deeper_or_the_smaller_crop_wins() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 10000), (10000, 3), (1, 2), (2, 1), (7, 5)])
 @pytest.mark.parametrize("layers", [0, 2])
 def test_tiny_and_thin_images_are_normal(size: tuple[int, int], layers: int) -> None:
-    masks = generate_masks(picture(*size), RoughSam().as_sam(), points_per_side=3, crop_n_layers=layers, min_mask_region_area=2)
+    masks = generate_masks(
+        picture(*size), RoughSam().as_sam(), points_per_side=3, crop_n_layers=layers, min_mask_region_area=2
+    )
     for record in masks.to_dicts():
         assert record["segmentation"]["size"] == list(size)
         assert 0 <= record["area"] <= size[0] * size[1]
     assert int(masks.runs_R.sum()) == len(masks) * size[0] * size[1]
 
 
-@pytest.mark.parametrize("settings", [{}, {"crop_n_layers": 1}, {"min_mask_region_area": 100}, {"stability_score_thresh": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"crop_n_layers": 1}, {"min_mask_region_area": 100}, {"stability_score_thresh": 0.0}]
+)
 def test_images_without_masks_are_normal(settings: dict) -> None:
     masks = generate_masks(picture(50, 70), NothingSam().as_sam(), points_per_side=3, **settings)
     if settings.get("stability_score_thresh") == 0.0:
@@ -171,7 +186,13 @@ def test_an_image_without_memory_fails_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)]
+    "pixels",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+    ],
 )
 def test_an_array_that_is_no_image_is_refused_with_what_it_is(pixels: np.ndarray) -> None:
     with pytest.raises(AmgError, match=r"wanted uint8 RGB of shape \(height, width, 3\)"):
@@ -181,7 +202,7 @@ def test_an_array_that_is_no_image_is_refused_with_what_it_is(pixels: np.ndarray
 def test_settings_come_by_name_or_as_an_object_but_not_both() -> None:
     with pytest.raises(AmgError, match="came twice"):
         generate_masks(picture(4, 4), DiscSam().as_sam(), generate_settings({}), points_per_side=1)
-    with pytest.raises(ConfigError, match="did you mean 'generate.points_per_side'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'generate\.points_per_side'"):
         generate_masks(picture(4, 4), DiscSam().as_sam(), points_per_sid=1)
 
 

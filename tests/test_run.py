@@ -85,7 +85,9 @@ def test_the_masks_are_those_of_the_api(photos: Path, tmp_path: Path, fake: Disc
     assert [a["segmentation"]["counts"] for a in row["annotations"]] == [
         r["segmentation"]["counts"] for r in masks.to_dicts()
     ]
-    assert [list(a["bbox"]) for a in row["annotations"]] == [list(r["bbox"]) for r in masks.to_dicts(bbox_style="exact")]
+    assert [list(a["bbox"]) for a in row["annotations"]] == [
+        list(r["bbox"]) for r in masks.to_dicts(bbox_style="exact")
+    ]
     assert row["funnel"]["kept"] == row["num_masks"] == len(masks)
 
 

@@ -8,7 +8,7 @@ import torch
 from amg.geometry import Box, Crop, Size
 from amg.sam.config import VIT_T
 from amg.sam.model import build_sam
-from amg.tensors import Batch, Embedding, MaskLogits, Points
+from amg.tensors import Batch, Embedding, Points
 from tests.sam_reference import assert_near, mobile_pair, pixels
 
 CROP = Crop(Box(0, 0, 300, 200), layer=0, index=0)

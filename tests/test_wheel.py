@@ -39,7 +39,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_installed_command_labels_a_photo(elsewhere: Path) -> None:
     command = elsewhere / "venv" / "bin" / "sam-amg"
     shutil.copy(ROOT / "tests" / "photos" / "coffee.jpg", elsewhere / "coffee.jpg")
-    said = call(command, "run", "coffee.jpg", "--out", "out", "--set", "generate.points_per_side=4", "--json", cwd=elsewhere)
+    said = call(
+        command, "run", "coffee.jpg", "--out", "out", "--set", "generate.points_per_side=4", "--json", cwd=elsewhere
+    )
     summary = json.loads(said.splitlines()[-1])
     assert summary["rows"] == {"ok": 1}
     assert summary["masks"] > 0

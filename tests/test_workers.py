@@ -235,7 +235,7 @@ def test_an_output_that_vanishes_stops_the_job_and_is_not_made_anew(tmp_path: Pa
 
 def test_a_folder_that_turns_read_only_stops_the_job(tmp_path: Path, tiny_disk: Path) -> None:
     class Freeze(Silent):
-        def shard(self, receipt: Receipt) -> None:  # noqa: ARG002
+        def shard(self, receipt: Receipt) -> None:
             subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
 
     photos = make_photos(tmp_path / "photos", 12)
@@ -251,7 +251,7 @@ def test_shards_that_another_run_made_meanwhile_are_not_made_again(tmp_path: Pat
     out = tmp_path / "out"
 
     class Rival(Silent):
-        def shard(self, receipt: Receipt) -> None:  # noqa: ARG002
+        def shard(self, receipt: Receipt) -> None:
             for file in (tmp_path / "theirs" / "data").iterdir():
                 if not (out / "data" / file.name).exists():
                     os.link(file, out / "data" / file.name)

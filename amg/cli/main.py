@@ -45,10 +45,10 @@ COMMANDS: Mapping[str, Entry] = {
 class LazyGroup(click.Group):
     """A group that lists `COMMANDS` and imports one of them only to run it."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
         entry = COMMANDS[cmd_name]
@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command), f"{entry.module}.{entry.attribute} is no click command: {command!r}"
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 

@@ -71,7 +71,7 @@ def _bilinear(n_in: int, n_out: int) -> tuple[NDArray[np.int64], NDArray[np.floa
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """`count_K3`: pixels above the low, middle and high threshold; `box_K4`: half-open, in the crop, zeros when empty."""
+    """`count_K3`: pixels above low, middle and high threshold; `box_K4`: half-open, in the crop, zeros when empty."""
 
     count_K3: NDArray[np.int64]
     box_K4: NDArray[np.int64]
@@ -87,7 +87,7 @@ def score(
     middle: float,
     high: float,
 ) -> Scores:
-    """Counts at three thresholds (`low <= middle <= high`) and the box at `middle`, at the crop's resolution, of K masks.
+    """Counts at three thresholds (`low <= middle <= high`) and the box at `middle`, in the crop's pixels, of K masks.
 
     `which_K` says which of the C masks to look at.
     """
@@ -137,7 +137,7 @@ def draw(
 
 
 def runs(bits_WH: NDArray[np.uint8], x0: int, y0: int, height: int, width: int) -> NDArray[np.uint32]:
-    """Column-major run lengths, zeros first, of a `height` x `width` image that is zero outside the window at (x0, y0)."""
+    """Column-major run lengths, zeros first, of an image that is zero outside the window at (x0, y0)."""
     changes = np.empty(_count_changes(bits_WH, y0, height) + 1, np.int64)
     n = _find_changes(bits_WH, x0, y0, height, changes)
     changes[n] = height * width

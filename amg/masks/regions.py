@@ -1,4 +1,4 @@
-"""Small holes filled, small islands removed, with 8-connectivity, looking at no more of the image than the mask needs."""
+"""Small holes filled, small islands removed, with 8-connectivity, in no more of the image than the mask needs."""
 
 from __future__ import annotations
 

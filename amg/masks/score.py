@@ -111,7 +111,7 @@ def inclusive(box_K4: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def near_crop_edge(inclusive_K4: NDArray[np.int64], crop: Box, image: Size) -> NDArray[np.bool_]:
-    """Whether a box (inclusive, crop frame) comes near an edge of the crop that is no edge of the image, on any side."""
+    """Whether a box (inclusive, crop frame) comes near an edge of the crop that is no edge of the image."""
     boxes = inclusive_K4 + np.array([crop.x0, crop.y0, crop.x0, crop.y0])
     near_crop = np.abs(boxes - np.array([crop.x0, crop.y0, crop.x1, crop.y1])) <= EDGE_TOLERANCE
     near_image = np.abs(boxes - np.array([0, 0, image.width, image.height])) <= EDGE_TOLERANCE
