@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amg.sam.config import ARCHITECTURES, VIT_B, VIT_H, VIT_L, DecoderConfig, SamConfig, VitConfig
+from amg.sam.config import ARCHITECTURES, VIT_B, VIT_H, VIT_L, VIT_H, VIT_L, DecoderConfig, SamConfig, VitConfig
 from amg.sam.decoder import MaskDecoder
 from amg.sam.model import build_sam
 from amg.sam.prompt import PromptEncoder
@@ -51,6 +51,13 @@ def test_vit_blocks_of_true_width_give_the_reference_features(architecture: SamC
 def test_vit_b_at_full_depth_gives_the_reference_features(side: int) -> None:
     assert isinstance(VIT_B.encoder, VitConfig)
     assert_same_features(VIT_B.encoder, side=side, images=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [VIT_L, VIT_H], ids=lambda architecture: architecture.name)
+def test_vit_l_and_h_at_full_depth_and_side_give_the_reference_features(architecture: SamConfig) -> None:
+    assert isinstance(architecture.encoder, VitConfig)
+    assert_same_features(architecture.encoder, side=1024, images=1)
 
 
 def test_tinyvit_gives_the_reference_features() -> None:
