@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amg.sam.config import ARCHITECTURES, VIT_B, VIT_H, VIT_L, VIT_H, VIT_L, DecoderConfig, SamConfig, VitConfig
+from amg.sam.config import ARCHITECTURES, VIT_B, VIT_H, VIT_L, DecoderConfig, SamConfig, VitConfig
 from amg.sam.decoder import MaskDecoder
 from amg.sam.model import build_sam
 from amg.sam.prompt import PromptEncoder
