@@ -126,6 +126,9 @@ class MemorySettings(Section):
         ge=1,
         description="Logits kept of the candidates of one crop; beyond it survivors are decoded a second time.",
     )
+    ahead_mb: int = Field(
+        default=1024, ge=1, description="Pixels of the images that are decoded ahead of the model, all together."
+    )
     image_mb: int = Field(
         default=4096,
         ge=1,

@@ -29,6 +29,8 @@ MAX_PIXELS = 512_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM", "PSD", "QOI", "ICO")
 _BY_SUFFIX = {".tga": "TGA", ".dib": "DIB"}  # formats without first bytes of their own
 
+_BYTES_PER_FILE_BYTE = 12  # of an ordinary JPEG; other formats have fewer
+
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -105,13 +107,16 @@ def decode_ahead(
     *,
     threads: int = 2,
     ahead: int = 4,
+    ahead_bytes: int = 2**30,
     max_pixels: int = MAX_PIXELS,
     value_range: tuple[float, float] | None = None,
 ) -> Iterator[Image | Failure]:
     """The images in the order of `refs`, read and decoded by `threads` while the consumer works.
 
-    At most `ahead` images are under way or waiting beside the one handed out. When the consumer stops early (`close`,
-    an exception, garbage collection) nothing new is begun and the threads end. What `read` raises is raised here.
+    At most `ahead` images are under way or waiting beside the one handed out, and no further one is begun while their
+    pixels come to `ahead_bytes`; what is under way counts with what its file's size lets expect. When the consumer
+    stops early (`close`, an exception, garbage collection) nothing new is begun and the threads end. What `read` raises
+    is raised here.
     """
 
     def load(ref: ImageRef) -> Image | Failure:
@@ -121,16 +126,29 @@ def decode_ahead(
         return decode(ref, data, max_pixels=max_pixels, value_range=value_range)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="amg-decode")
-    waiting: deque[Future[Image | Failure]] = deque()
+    waiting: deque[tuple[ImageRef, Future[Image | Failure]]] = deque()
     try:
         for ref in refs:
-            waiting.append(pool.submit(load, ref))
+            while waiting and sum(_weight(*pair) for pair in waiting) + _expected_bytes(ref) > ahead_bytes:
+                yield waiting.popleft()[1].result()
+            waiting.append((ref, pool.submit(load, ref)))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[1].result()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[1].result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _weight(ref: ImageRef, future: Future[Image | Failure]) -> int:
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return _expected_bytes(ref)
+    result = future.result()
+    return result.pixels_HWC.nbytes if isinstance(result, Image) else 0
+
+
+def _expected_bytes(ref: ImageRef) -> int:
+    return _BYTES_PER_FILE_BYTE * (ref.size_bytes or 0)
 
 
 def _decode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
 import struct
@@ -380,6 +381,32 @@ def test_decoding_runs_ahead_but_not_further_than_said():
         time.sleep(0.005)
         assert len(started) == n + 5
     images.close()
+
+
+def test_images_waiting_are_bounded_by_their_bytes_too():
+    started: list[int] = []
+
+    def read(ref: ImageRef) -> bytes:
+        started.append(ref.row)
+        return numbered(ref)
+
+    small = decode(refs(1)[0], numbered(refs(1)[0]))
+    assert isinstance(small, Image)
+    size_bytes = -(-small.pixels_HWC.nbytes // 12)  # so that each is as large as its file lets expect
+    fitting = [dataclasses.replace(ref, size_bytes=size_bytes) for ref in refs(20)]
+    images = decode_ahead(fitting, read, threads=3, ahead=10, ahead_bytes=3 * 12 * size_bytes)
+    for n in range(10):
+        next(images)
+        wait_until(lambda n=n: len(started) == n + 3)
+        time.sleep(0.005)
+        assert len(started) == n + 3
+    assert len(list(images)) == 10
+
+
+def test_one_image_above_the_bound_is_decoded_alone():
+    heavy = [dataclasses.replace(ref, size_bytes=10**9) for ref in refs(5)]
+    results = list(decode_ahead(heavy, numbered, threads=2, ahead=4, ahead_bytes=1))
+    assert [result.ref.row for result in results] == list(range(5))
 
 
 def test_threads_end_when_the_consumer_stops():

@@ -74,6 +74,7 @@ def _images(lease: Lease, job: Job, begin: Callable[[ImageRef], object]) -> Iter
         read,
         threads=1 if lease.isolated else job.config.run.decode_threads,
         ahead=0 if lease.isolated else job.config.run.decode_ahead,
+        ahead_bytes=job.config.memory.ahead_mb * 2**20,
         max_pixels=min(fitting, allowed),
         value_range=job.config.decode.range,
     )
