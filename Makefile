@@ -11,7 +11,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 
-.PHONY: demo test test-all wheel chaos check lint format parity bench constraints clean
+.PHONY: demo docs test test-all wheel chaos check lint format parity bench constraints clean
 
 demo: .venv/.runs
 	$(BIN)/sam-amg run tests/photos --out demo --config configs/mobile-cpu.yaml
