@@ -243,8 +243,12 @@ assert not drift(there, refs).lines() if there else True
 plan = planning.grow(store, plan, refs, skipped, images_per_shard=64)
 left = plan.without(planning.finished_shards(store))
 images = sum(len(shard.refs) for shard in left.shards())
-seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"images": images, "seconds": seconds, "mb": peak / 1e3 if sys.platform != "darwin" else peak / 1e6}))
+seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+if sys.platform == "darwin":
+    peak /= 1e3
+else:  # ru_maxrss begins with what the parent had when it forked
+    peak = next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"images": images, "seconds": seconds, "mb": peak}))
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,8 +107,14 @@ def test_only_the_first_signal_is_raised_and_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_held_signals_come_afterwards() -> None:
+@pytest.mark.parametrize("others", [0, 3])
+def test_held_signals_come_afterwards(others: int) -> None:
+    """Also when another thread is there to take the signal."""
     reached = []
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait) for _ in range(others)]
+    for thread in threads:
+        thread.start()
 
     def hold() -> None:
         with held():
@@ -117,6 +124,7 @@ def test_held_signals_come_afterwards() -> None:
 
     with interruptible(), pytest.raises(Interrupted):
         hold()
+    done.set()
     assert reached == [1]
 
 

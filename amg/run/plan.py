@@ -122,7 +122,7 @@ def read_plan(store: Store) -> Plan | None:
 
 def _read_manifest(store: Store, path: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(store.read(path)), schema=MANIFEST_SCHEMA)
+        return pq.read_table(io.BytesIO(store.read(path)), schema=MANIFEST_SCHEMA, use_threads=False, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise FormatError(
             f"{store.url}/{path} is not a manifest of a plan ({error}); bring it back from a copy, or use another --out"

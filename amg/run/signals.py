@@ -23,6 +23,13 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = 128 + number
 
 
+class _Holding:
+    """How deep the main thread is in `held`, and the signal that came meanwhile."""
+
+    depth = 0
+    came: int | None = None
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM raises `Interrupted`; a later SIGINT exits with 130, cleaning up nothing.
@@ -40,6 +47,9 @@ def interruptible() -> Iterator[None]:
         now = time.monotonic()
         if first_at is None:
             first_at = now
+            if _Holding.depth:
+                _Holding.came = number
+                return
             raise Interrupted(number)
         if number == signal.SIGINT and now - first_at > SAME_KEYSTROKE_SECONDS:
             os._exit(128 + number)
@@ -54,9 +64,17 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, the stopping signals wait; processes started inside are born with them held."""
+    """Inside, the stopping signals wait; processes started inside are born with them held.
+
+    The mask is the thread's alone, and another thread may take the signal, so the handler waits too.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    _Holding.depth += 1
     try:
         yield
     finally:
+        _Holding.depth -= 1
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if not _Holding.depth and _Holding.came is not None:
+        number, _Holding.came = _Holding.came, None
+        raise Interrupted(number)
