@@ -89,6 +89,20 @@ class GenerateSettings(Section):
         "(`layer`, as in the paper).",
     )
 
+    @property
+    def sides(self) -> list[int]:
+        """Points along a side of each crop layer's regular grid, the whole image first; needs `points_per_side`."""
+        assert self.points_per_side is not None
+        factor = self.crop_n_points_downscale_factor
+        return [max(1, int(self.points_per_side / factor**layer)) for layer in range(self.crop_n_layers + 1)]
+
+    @property
+    def points_by_layer(self) -> list[int]:
+        """How many points the grid of each crop layer has, the whole image first."""
+        if self.point_grids is not None:
+            return [len(grid) for grid in self.point_grids]
+        return [side**2 for side in self.sides]
+
     @model_validator(mode="after")
     def _one_kind_of_grid(self) -> GenerateSettings:
         if (self.points_per_side is None) == (self.point_grids is None):
@@ -264,6 +278,15 @@ def flatten(config: Config) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """All settings as a YAML file that `--config` takes."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+MASK_REVISION = 1
+"""Part of every fingerprint: goes up whenever the same settings give other masks than before."""
+
+
+def default_points_per_batch(kind: str) -> int:
+    """For a kind of device, such as `cuda`: small chunks keep a CPU's caches warm; a GPU wants many points at once."""
+    return 8 if kind == "cpu" else 64
 
 
 NOT_IN_FINGERPRINT = (

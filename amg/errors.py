@@ -6,6 +6,7 @@ AmgError
 ├── WeightsError     a checkpoint is missing, foreign, truncated or altered
 ├── SourceError      an input cannot be listed or read at all
 ├── StorageError     a store refuses to list, read or write
+├── WorkerError      processes that label ended again and again
 └── FormatError      a shard is not what `docs/format.md` says
 """
 
@@ -35,6 +36,10 @@ class SourceError(AmgError):
 
 
 class StorageError(AmgError):
+    pass
+
+
+class WorkerError(AmgError):
     pass
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from amg.geometry import Size, fit_longest_side
+from amg.sam import load, weights
 from amg.sam.model import Sam
 from amg.sam.processor import PIXEL_MEAN, PIXEL_STD
 from amg.tensors import Batch, Embedding, MaskLogits, Points
@@ -31,10 +34,10 @@ class FakeSam:
     def encode(self, batch: Batch) -> Embedding:
         return Embedding(torch.zeros(len(batch), 1, 1, 1), batch.crops, batch.resized)
 
-    def prepare(self, embedding: Embedding, workspace: object = None) -> Embedding:
+    def prepare(self, embedding: Embedding, *, tokens: int = 2) -> Embedding:
         return embedding
 
-    def decode(self, image: Embedding, points: Points) -> MaskLogits:
+    def decode(self, image: Embedding, points: Points, workspace: object = None) -> MaskLogits:
         self.calls.append(len(points))
         drawn = [self.draw(xy, image.crops[0].box.size) for xy in points.xy_P2.numpy()]
         return MaskLogits(torch.stack([d[0] for d in drawn]), torch.stack([d[1] for d in drawn]), points)
@@ -98,7 +101,7 @@ class RedSam(FakeSam):
     def encode(self, batch: Batch) -> Embedding:
         return Embedding(_red(batch), batch.crops, batch.resized)
 
-    def decode(self, image: Embedding, points: Points) -> MaskLogits:
+    def decode(self, image: Embedding, points: Points, workspace: object = None) -> MaskLogits:
         red_LL = image.features_NDGG[0, 0]
         logits_MLL = torch.stack([(red_LL - cut) * 1000 for cut in self.cuts])
         iou_PM = torch.tensor([[0.99, 0.95, 0.9]]).repeat(len(points), 1)
@@ -140,3 +143,13 @@ class PredictorForReference:
         drawn = [self.fake.draw(xy, self.size) for xy in points[:, 0].numpy()]
         dense = torch.stack([full_size_logits(logits, self.size) for logits, _ in drawn])
         return dense, torch.stack([iou for _, iou in drawn]), dense
+
+
+def label_with(sam: FakeSam, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Jobs of this process use the model for the default weights; the file that stands for those is put in `folder`."""
+    file = folder / "weights.pt"
+    file.write_bytes(b"stands for weights")
+    known = replace(weights.KNOWN[weights.DEFAULT], sha256=weights.digest(file))
+    monkeypatch.setitem(weights.KNOWN, weights.DEFAULT, known)
+    monkeypatch.setattr(weights, "resolve", lambda _: file)
+    monkeypatch.setattr(load, "load_sam", lambda *_, **__: sam)

@@ -17,13 +17,12 @@ import pytest
 from pycocotools import mask as coco
 
 from amg.config import load_config
-from amg.run import local
 from amg.run.local import run_local
 from amg.run.progress import Silent, Summary
 from amg.shards import reader
 from amg.sources.paths import from_text, to_text
 from amg.values import Failure, MaskSet
-from tests.fakes import DiscSam, FakeSam, RedSam
+from tests.fakes import DiscSam, FakeSam, RedSam, label_with
 
 # Pillow warns of what it finds odd in files, which is the subject here
 pytestmark = [
@@ -176,11 +175,9 @@ def make(folder: Path) -> dict[bytes, str]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Runs a job with a stand-in for the network; gives its summary and its rows by path."""
-    (tmp_path / "weights.pt").write_bytes(b"stands for weights")
-    monkeypatch.setattr(local.weights, "resolve", lambda _: tmp_path / "weights.pt")
 
     def run(given: Path, sam: FakeSam, **settings: object) -> tuple[Summary, dict[bytes, dict]]:
-        monkeypatch.setattr(local, "load_sam", lambda *_, **__: sam)
+        label_with(sam, monkeypatch, tmp_path)
         named = {"generate.points_per_side": 2, "run.threads": 1, "run.device": "cpu"}
         config = load_config(overrides=named | {name.replace("__", "."): value for name, value in settings.items()})
         summary = run_local([str(given)], str(tmp_path / "out"), config, observer=Reader())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amg import rle
 from amg.cli.main import main
-from amg.errors import AmgError, ConfigError, StorageError
+from amg.errors import AmgError, ConfigError, FormatError, StorageError
 from amg.geometry import Box, Crop, Size
 from amg.review.colours import choose_colours, palette
 from amg.review.overlay import DrawnMask, blend, edges, paint, sample, scale_to_fit
@@ -19,6 +19,7 @@ from amg.review.view import Review, write_review
 from amg.run.plan import shard_path
 from amg.shards import writer
 from amg.values import Failure, Funnel, ImageRef, MaskSet, Status
+from tests.outputs import rewrite
 
 
 def mask_set(ref: ImageRef, masks_KHW: NDArray[np.bool_], size: Size) -> MaskSet:
@@ -129,6 +130,22 @@ def test_an_image_that_changed_is_shown_as_such(output: Path) -> None:
     PIL.Image.new("RGB", (91, 60)).save(output.parent / "photos" / "a" / "<street> 1.png")
     page = write_review(output, limit=1).page.read_text()
     assert "The image changed since it was labeled: it is 91 × 60 now, it was 90 × 60." in page
+
+
+def test_pictures_are_decoded_as_the_job_decoded_them(output: Path) -> None:
+    """A depth map in millimetres: 500 is in the middle of the range that the job was given."""
+    photo = output.parent / "photos" / "a" / "<street> 1.png"
+    PIL.Image.fromarray(np.full((60, 90), 500, np.int32)).save(photo, format="TIFF")
+    with pytest.raises(IndexError):  # no picture at all
+        _ = write_review(output).pictures[1]
+    shard = output / shard_path(0)
+    rewrite(shard, footer=lambda f: f.update({"sam_amg.config": json.dumps({"decode.range": [0, 1000], "x": 1})}))
+    pictures = write_review(output).pictures
+    assert len(pictures) == 2
+    assert pixels_of(pictures[0])[5, 85].tolist() == pytest.approx([128] * 3, abs=3)
+    rewrite(shard, footer=lambda f: f.update({"sam_amg.config": "[]"}))
+    with pytest.raises(FormatError, match=r"part-000000.parquet: the footer's sam_amg.config tells no settings"):
+        write_review(output)
 
 
 def test_overlays_are_pictures_with_the_masks_on_them(output: Path) -> None:

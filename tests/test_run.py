@@ -13,12 +13,13 @@ import pytest
 import amg
 from amg.config import Config, load_config
 from amg.errors import FormatError, OutputRefused, SourceError, StorageError
+from amg.masks import grid
 from amg.run import local, plan
 from amg.run.local import run_local
 from amg.run.progress import Silent, Summary
 from amg.shards import reader
 from amg.values import Failure, MaskSet
-from tests.fakes import DiscSam
+from tests.fakes import DiscSam, label_with
 
 
 @pytest.fixture
@@ -35,11 +36,8 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DiscSam:
-    weights = tmp_path / "weights.pt"
-    weights.write_bytes(b"stands for weights")
     sam = DiscSam(radius=200)
-    monkeypatch.setattr(local, "load_sam", lambda *_, **__: sam)
-    monkeypatch.setattr(local.weights, "resolve", lambda _: weights)
+    label_with(sam, monkeypatch, tmp_path)
     return sam
 
 
@@ -263,3 +261,16 @@ def test_shards_aim_at_two_minutes_of_work() -> None:
     slow = local.expected_seconds_per_image(load_config(preset="sa1b"), "cpu")
     assert slow > local.expected_seconds_per_image(config(), "cpu")
     assert slow > local.expected_seconds_per_image(load_config(preset="sa1b"), "cuda")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"points_per_side": 5},
+        {"points_per_side": 32, "crop_n_layers": 6, "crop_n_points_downscale_factor": 2},
+        {"points_per_side": None, "crop_n_layers": 1, "point_grids": [[(0.5, 0.5)], [(0.1, 0.2), (0.3, 0.4)]]},
+    ],
+)
+def test_points_are_counted_without_making_their_grids(settings: dict[str, object]) -> None:
+    generate = load_config(overrides={f"generate.{name}": value for name, value in settings.items()}).generate
+    assert generate.points_by_layer == [len(each) for each in grid.layer_grids(generate)]

@@ -11,18 +11,25 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from amg.config import Config, RunSettings, load_config
-from amg.errors import AmgError, ConfigError, StorageError
+from amg.config import Config, load_config, masks_depend_on
+from amg.errors import StorageError, WorkerError
 from amg.run import workers
+from amg.run.job import run_job
 from amg.run.progress import Silent, Summary
+from amg.run.shard import Job
+from amg.sources.inputs import open_source
+from amg.storage import open_store
 from amg.values import Failure, MaskSet, Receipt
 from tests.chaos import standin
 from tests.chaos.killer import family, rows
 from tests.chaos.standin import make_photos, run_local
+
+DEPENDS_ON = masks_depend_on(load_config(), weights_digest=standin.DIGEST)
 
 
 def config(**settings: object) -> Config:
@@ -134,7 +141,7 @@ def test_a_restarted_job_remembers_what_its_workers_died_of(tmp_path: Path) -> N
 def test_workers_that_never_get_ready_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standin, "partial", lambda *_: standin.dies_at_once)
     monkeypatch.setattr(workers, "STARTS_IN_VAIN", 2)
-    with pytest.raises(AmgError, match="2 workers in a row ended before they were ready, the last by exit status 3"):
+    with pytest.raises(WorkerError, match="2 workers in a row ended before they were ready, the last by exit status 3"):
         job(make_photos(tmp_path / "photos", 8), tmp_path / "out")
     assert not children()
 
@@ -152,37 +159,37 @@ def test_a_shard_that_cannot_be_finished_ends_the_job_with_its_reason(
 ) -> None:
     monkeypatch.setattr(standin, "partial", lambda *_: standin.stops_at_the_end)
     with pytest.raises(
-        AmgError, match=r"1 shard could not be finished.*\n.*0000.png to 0002.png.*died 6 times in vain"
+        WorkerError, match=r"1 shard could not be finished.*\n.*0000.png to 0002.png.*died 6 times in vain"
     ):
         job(make_photos(tmp_path / "photos", 3), tmp_path / "out")
     assert not (tmp_path / "out" / "data").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "devices"),
-    [
-        ({"device": "cpu"}, ["cpu"]),
-        ({"device": "cpu", "workers": 3}, ["cpu", "cpu", "cpu"]),
-        ({"device": "cpu, cpu"}, ["cpu", "cpu"]),
-    ],
-)
-def test_each_worker_has_a_device(settings: dict[str, object], devices: list[str]) -> None:
-    from amg.run.local import pick_devices
+def test_each_worker_and_each_that_replaces_it_is_told_its_device(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 8, names=["0003-segv-in-model"])
 
-    assert pick_devices(RunSettings(**settings)) == devices  # type: ignore[arg-type]
+    def devices(name: str, devices: list[str], files: list[Path]) -> list[str]:
+        (tmp_path / name).mkdir()
+        run_job(
+            Job(open_source(*map(str, files)), open_store(tmp_path / f"{name}-out", create=True), config(), DEPENDS_ON),
+            partial(standin.notes_its_device, tmp_path / name),
+            devices=devices,
+            in_workers=True,
+            images_per_shard=1,
+            observer=Silent(),
+        )
+        return sorted(file.name.partition("@")[0] for file in (tmp_path / name).iterdir())
 
-
-def test_workers_that_do_not_fit_their_devices_are_refused() -> None:
-    from amg.run.local import pick_devices
-
-    with pytest.raises(ConfigError, match=r"run.workers is 1, run.device names 2 devices"):
-        pick_devices(RunSettings(device="cpu,cpu", workers=1))
+    sound = [file for file in sorted(photos.iterdir()) if "segv" not in file.name]
+    assert devices("three", ["cuda:0", "cuda:1", "cuda:0"], sound) == ["cuda:0", "cuda:0", "cuda:1"]
+    assert devices("one", ["cuda:1"], [photos / "0003-segv-in-model.png"]) == ["cuda:1"] * 4  # the last commits the row
+    assert by_status(tmp_path / "one-out") == {"crash": ["0003-segv-in-model"]}
 
 
 def test_workers_share_the_cores_and_the_plan_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
     from amg.run.local import pin
 
-    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr("amg.run.machine.cores", lambda: 8)
     assert pin(config(), None, ["cpu"] * 3).run.threads == 2
     assert pin(config(), None, ["cpu"] * 9).run.threads == 1
     assert pin(config(run__threads=5), None, ["cpu"] * 3).run.threads == 5

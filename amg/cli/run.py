@@ -47,7 +47,9 @@ Examples:
     help="Processes that label, in turn on the devices; sets run.workers.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Plan the first N images alone.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, in numbers, and do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be done, in numbers, or why it would be refused, and do nothing."
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 when an image of the output failed, in this run or before.")
 @click.option("--overwrite", is_flag=True, help="Remove an output of this program that lies in DIR, after asking.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -90,7 +92,7 @@ def run(
     overrides = {name: value for name, value in named.items() if value is not None}
     config = resolve_settings(preset, config_file, assignments, overrides)
     if dry_run:
-        return _preview(inputs, out, config, limit, as_json)
+        return _preview(inputs, out, config, limit, overwrite, as_json)
     if overwrite:
         _make_room(out, asked=yes)
     # What Pillow finds odd in a file either keeps it from being read, which becomes its row, or does not matter.
@@ -109,7 +111,6 @@ def run(
 
 
 def _label(inputs: Sequence[str], out: str, config: Config, limit: int | None, observer: Observer) -> Summary:
-    # Imported only now, so that a wrong setting is said before torch is loaded.
     from amg.run.local import run_local
 
     try:
@@ -128,10 +129,10 @@ def _observer(log: str, quiet: bool) -> Observer:
     return Silent() if quiet else observer_for(sys.stderr)
 
 
-def _preview(inputs: Sequence[str], out: str, config: Config, limit: int | None, as_json: bool) -> int:
+def _preview(inputs: Sequence[str], out: str, config: Config, limit: int | None, overwrite: bool, as_json: bool) -> int:
     from amg.run.local import preview_local
 
-    seen = preview_local(inputs, out, config, limit=limit)
+    seen = preview_local(inputs, out, config, limit=limit, overwrite=overwrite)
     click.echo(seen.to_json() if as_json else seen.render())
     return 0
 

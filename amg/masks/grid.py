@@ -23,10 +23,7 @@ def layer_grids(settings: GenerateSettings) -> list[NDArray[np.float64]]:
     """One grid of (P, 2) points in the unit square for every crop layer, the whole image first."""
     if settings.point_grids is not None:
         return [np.array(grid, np.float64).reshape(-1, 2) for grid in settings.point_grids]
-    assert settings.points_per_side is not None
-    factor = settings.crop_n_points_downscale_factor
-    sides = [max(1, int(settings.points_per_side / factor**layer)) for layer in range(settings.crop_n_layers + 1)]
-    return [regular_grid(side) for side in sides]
+    return [regular_grid(side) for side in settings.sides]
 
 
 def place(grid_P2: NDArray[np.float64], crop: Crop, resized: Size) -> Points:

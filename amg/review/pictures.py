@@ -14,19 +14,23 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from amg.config import DecodeSettings
 from amg.decode import decode
 from amg.geometry import Size
 from amg.sources.paths import from_text
 from amg.values import Failure, ImageRef
 
 
-def load_picture(row: Mapping[str, Any], shown: Size) -> NDArray[np.uint8] | str:
-    """The upright image of a row as `pixels_HWC` of the size `shown`, or a sentence that says why there is none."""
+def load_picture(row: Mapping[str, Any], shown: Size, settings: DecodeSettings) -> NDArray[np.uint8] | str:
+    """The upright image of a row as `pixels_HWC` of the size `shown`, or a sentence that says why there is none.
+
+    `settings`: those with which the job decoded it.
+    """
     data = _read(row)
     if isinstance(data, str):
         return data
     ref = ImageRef(row=row["image_id"], key=row["key"], uri=row["uri"])
-    image = decode(ref, data)
+    image = decode(ref, data, max_pixels=settings.max_pixels, value_range=settings.range)
     if isinstance(image, Failure):
         return f"The image can no longer be decoded: {image.reason}"
     if image.size != Size(row["height"], row["width"]):

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from amg import rle
-from amg.config import nearest
+from amg.config import DecodeSettings, nearest
 from amg.errors import ConfigError, StorageError
 from amg.geometry import Size
 from amg.review.overlay import DrawnMask, blend, paint, scale_to_fit
 from amg.review.page import Card, Lost, render_page
 from amg.review.pictures import data_uri, jpeg, layer_picture, load_picture
-from amg.shards.reader import read_shards
+from amg.shards.reader import decode_settings, read_shards
 from amg.values import Status
 
 FAILURES_LISTED = 500
@@ -60,9 +60,10 @@ def write_review(
     """
     out = Path(out) if out is not None else Path(folder) / "review"
     contents = _look_through(folder, limit, set(keys))
+    decoded = decode_settings(folder)
     cards, pictures = [], []
     for row in _chosen_rows(folder, contents.chosen):
-        card, overlay = _card(row, max_side)
+        card, overlay = _card(row, max_side, decoded)
         cards.append(card)
         if overlay is not None:
             pictures.append(_write(out / "overlays" / _picture_name(row), overlay))
@@ -101,13 +102,13 @@ def _chosen_rows(folder: str | Path, chosen: Collection[int]) -> Iterator[dict[s
                     return
 
 
-def _card(row: Mapping[str, Any], max_side: int) -> tuple[Card, bytes | None]:
+def _card(row: Mapping[str, Any], max_side: int, decoded: DecodeSettings) -> tuple[Card, bytes | None]:
     """The card of an image and, where the image is still there, its overlay as JPEG."""
     size = Size(row["height"], row["width"])
     shown = scale_to_fit(size, max_side)
     masks = [DrawnMask(rle.decode(a["segmentation"]["counts"], size=size), a["area"]) for a in row["annotations"]]
     layer = paint(masks, size, shown)
-    picture = load_picture(row, shown)
+    picture = load_picture(row, shown, decoded)
     found = not isinstance(picture, str)
     card = Card(
         key=row["key"],

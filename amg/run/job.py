@@ -38,8 +38,8 @@ def run_job(
     """Label every image of `job.source` that has no row in `job.store` yet; `limit` bounds what a listing plans.
 
     `devices`: one a worker, or the one that this process uses. Raises OutputRefused when the output was made with other
-    settings, SourceError when there is no image, StorageError when the output cannot be written, AmgError when shards
-    had to be given up.
+    settings, SourceError when there is no image, StorageError when the output cannot be written, WorkerError when
+    shards had to be given up. The plan is written before `open_label` is called for the first time.
     """
     began = time.perf_counter()
     plan = _plan(job, images_per_shard, limit, observer)

@@ -2,23 +2,23 @@
 
 One device with one worker is this process itself. Then an image that ends the process ends the job; with workers, or
 with `run.image_timeout_s`, which needs a process that can be killed, it costs a row.
+
+torch is loaded when the plan is written, by whoever labels.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from amg.config import Config, RunSettings, masks_depend_on
-from amg.errors import ConfigError
-from amg.generate import MASK_REVISION, default_points_per_batch, generate_masks
-from amg.masks.grid import layer_grids
+from amg.config import MASK_REVISION, Config, default_points_per_batch, masks_depend_on
+from amg.errors import WeightsError
+from amg.run import machine
 from amg.run import plan as planning
 from amg.run.job import run_job
 from amg.run.plan import Plan
@@ -26,7 +26,6 @@ from amg.run.preview import Preview, preview
 from amg.run.progress import Observer, Summary
 from amg.run.shard import Job, Label, Result
 from amg.sam import weights
-from amg.sam.load import load_sam, usable_device
 from amg.shards.schema import SCHEMA_VERSION
 from amg.sources.inputs import open_source
 from amg.sources.source import Skipped
@@ -40,73 +39,95 @@ def run_local(
     """Label every image of `inputs` that has no row in `out` yet; with `limit`, plan no more than that many images.
 
     Raises OutputRefused when `out` was made with other settings, SourceError when there is no image, StorageError when
-    `out` cannot be written, WeightsError when there are no weights, AmgError when shards had to be given up. With
+    `out` cannot be written, WeightsError when there are no weights, WorkerError when shards had to be given up. With
     workers, a script must call it under `if __name__ == "__main__":`, as multiprocessing wants.
     """
     began = time.perf_counter()
     store = open_store(out, create=True)
     store.sweep()
     source = open_source(*inputs)
-    devices = pick_devices(config.run)
-    checkpoint = weights.resolve(config.model.weights)
-    config = pin(config, planning.read_plan(store), devices)
-    depends_on = masks_depend_on(
-        config, weights_digest=weights.digest(checkpoint), masks=MASK_REVISION, schema=SCHEMA_VERSION, encoder_batch=1
-    )
-    per_image = expected_seconds_per_image(config, devices[0])
+    settled = settle(config, planning.read_plan(store))
+    checkpoint = _checkpoint(config.model.weights)
     summary = run_job(
-        Job(source, store, config, depends_on),
-        partial(open_label, checkpoint, config),
-        devices=devices,
-        in_workers=len(devices) > 1 or config.run.image_timeout_s is not None,
-        images_per_shard=config.shards.images_per_shard or planning.images_per_shard(per_image),
+        Job(source, store, settled.config, settled.depends_on),
+        partial(open_label, checkpoint, settled.config),
+        devices=settled.devices,
+        in_workers=len(settled.devices) > 1 or config.run.image_timeout_s is not None,
+        images_per_shard=settled.images_per_shard,
         limit=limit,
         observer=observer,
     )
     return replace(summary, out=out, wall_seconds=time.perf_counter() - began)
 
 
-def preview_local(inputs: Sequence[str], out: str, config: Config, *, limit: int | None = None) -> Preview:
-    """What `run_local` with the same arguments would do, in numbers. Writes nothing, and asks for no weights."""
+def preview_local(
+    inputs: Sequence[str], out: str, config: Config, *, limit: int | None = None, overwrite: bool = False
+) -> Preview:
+    """What `run_local` with the same arguments would do, in numbers; with `overwrite`, after `out` was removed.
+
+    Writes nothing and fetches no weights; raises what `run_local` would raise before it labels.
+    """
     store = open_store(out)
+    plan = None if overwrite else planning.read_plan(store)
+    settled = settle(config, plan)
+    if plan is not None:
+        planning.refuse_other_settings(plan, settled.depends_on, store.url)
     skipped: list[Skipped] = []
-    seconds = expected_seconds_per_image(config, pick_devices(config.run)[0])
     return preview(
-        planning.read_plan(store),
+        plan,
         islice(open_source(*inputs).refs(skipped=skipped.append), limit),
         skipped,
-        images_per_shard=config.shards.images_per_shard or planning.images_per_shard(seconds),
-        seconds_per_image=seconds,
-        finished=planning.finished_shards(store),
+        images_per_shard=settled.images_per_shard,
+        seconds_per_image=expected_seconds_per_image(settled.config, settled.devices[0]),
+        finished=planning.finished_shards(store) if plan is not None else (),
         is_whole=limit is None,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a job does on this machine. `config` has its pins, `devices` one name a worker."""
+
+    config: Config
+    devices: Sequence[str]
+    depends_on: Mapping[str, Any]
+    images_per_shard: int
+
+
+def settle(config: Config, plan: Plan | None) -> Settled:
+    """Find devices and weights and pin what was left to the machine. Fetches nothing.
+
+    Published weights are known by their digest; any other file is loaded once, so that a plan is made only for weights
+    that are some. Raises ConfigError and WeightsError.
+    """
+    sha256, unknown = _weights(config.model.weights)
+    devices = machine.pick_devices(config.run, weights=unknown)
+    config = pin(config, plan, devices)
+    per_image = expected_seconds_per_image(config, devices[0])
+    return Settled(
+        config,
+        devices,
+        masks_depend_on(config, weights_digest=sha256, masks=MASK_REVISION, schema=SCHEMA_VERSION, encoder_batch=1),
+        config.shards.images_per_shard or planning.images_per_shard(per_image),
+    )
+
+
 def open_label(checkpoint: Path, config: Config, device: str) -> Label:
-    """Load the model and set its threads: what one worker, or this process, does once."""
+    """Load torch and the model on a device, and set its threads: what one worker, or this process, does once."""
+    import torch
+
+    from amg.generate import generate_masks
+    from amg.sam.load import load_sam
+
     torch.set_num_threads(config.run.threads or torch.get_num_threads())
     sam = load_sam(checkpoint, device=device)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # kernels that name no device go there, and no memory to the first one
 
     def label(images: Iterable[Image | Failure]) -> Iterator[Result]:
         return generate_masks(images, sam, config.generate, candidates_mb=config.memory.candidates_mb)
 
     return label
-
-
-def pick_devices(run: RunSettings) -> list[str]:
-    """One device a worker. `auto` takes CUDA where there is one, else the CPU. ConfigError where one is not there."""
-    names = [name.strip() for name in run.device.split(",") if name.strip()] or ["auto"]
-    names = ["cuda" if torch.cuda.is_available() else "cpu"] if names == ["auto"] else names
-    for name in names:
-        usable_device(name)
-    if len({name.partition(":")[0] for name in names}) > 1:
-        raise ConfigError(
-            f"run.device is {run.device!r}: devices of one job are of one kind, because masks differ in the last digits"
-        )
-    workers = run.workers or len(names)
-    if workers < len(names):
-        raise ConfigError(f"run.workers is {workers}, run.device names {len(names)} devices: {names[-1]} has no worker")
-    return [names[n % len(names)] for n in range(workers)]
 
 
 def pin(config: Config, plan: Plan | None, devices: Sequence[str]) -> Config:
@@ -115,9 +136,9 @@ def pin(config: Config, plan: Plan | None, devices: Sequence[str]) -> Config:
     batch = (
         config.generate.points_per_batch
         or there.get("generate.points_per_batch")
-        or default_points_per_batch(torch.device(devices[0]))
+        or default_points_per_batch(devices[0].partition(":")[0])
     )
-    share = max(1, torch.get_num_threads() // len(devices))
+    share = max(1, machine.cores() // len(devices))
     threads = config.run.threads or there.get("run.threads") or share
     return config.model_copy(
         update={
@@ -129,6 +150,26 @@ def pin(config: Config, plan: Plan | None, devices: Sequence[str]) -> Config:
 
 def expected_seconds_per_image(config: Config, device: str) -> float:
     """A guess that only decides how many images share a file: seconds per crop and per point, by kind of device."""
-    per_crop, per_point = (0.8, 0.02) if device == "cpu" else (0.05, 0.002)
-    grids = layer_grids(config.generate)
-    return sum(4**layer * (per_crop + per_point * len(grid)) for layer, grid in enumerate(grids))
+    per_crop, per_point = (0.8, 0.02) if device.startswith("cpu") else (0.05, 0.002)
+    points = config.generate.points_by_layer
+    return sum(4**layer * (per_crop + per_point * count) for layer, count in enumerate(points))
+
+
+def _weights(name: str) -> tuple[str, Path | None]:
+    """The digest of the weights, and their file where it is none of the published ones."""
+    if name in weights.KNOWN:
+        return weights.KNOWN[name].sha256, None
+    path = weights.resolve(name)
+    sha256 = weights.digest(path)
+    is_published = any(checkpoint.sha256 == sha256 for checkpoint in weights.KNOWN.values())
+    return sha256, None if is_published else path
+
+
+def _checkpoint(name: str) -> Path:
+    """The file of the weights, fetched if need be; WeightsError where published ones were altered since."""
+    path = weights.resolve(name)
+    if name in weights.KNOWN and weights.digest(path) != weights.KNOWN[name].sha256:
+        raise WeightsError(
+            f"{path} was altered: its sha256 is not that of {name}; remove it and run the same command again"
+        )
+    return path

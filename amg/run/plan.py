@@ -122,8 +122,10 @@ def read_plan(store: Store) -> Plan | None:
 
 def _read_manifest(store: Store, path: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(store.read(path)), schema=MANIFEST_SCHEMA, use_threads=False, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        # Not pq.read_table: that imports pyarrow's dataset module and with it pandas, a second or two
+        with pq.ParquetFile(io.BytesIO(store.read(path))) as file:
+            return file.read(use_threads=False).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise FormatError(
             f"{store.url}/{path} is not a manifest of a plan ({error}); bring it back from a copy, or use another --out"
         ) from error
@@ -180,12 +182,12 @@ def _grow(store: Store, plan: Plan, listing: pa.Table, skipped: Sequence[Skipped
         schema=MANIFEST_SCHEMA,
     )
     part = sum(path.startswith("_plan/manifest-") for path in _names(store, "_plan"))
+    left_out = pa.table([[s.path for s in skipped], [s.reason for s in skipped]], schema=SKIPPED_SCHEMA)
+    store.create_if_absent(f"_plan/skipped-{part:05d}.parquet", _parquet(left_out))  # first: no later run would add it
     if not store.create_if_absent(f"_plan/manifest-{part:05d}.parquet", _parquet(table)):
         again = read_plan(store)
         assert again is not None
         return _grow(store, again, listing, skipped, images_per_shard)
-    left_out = pa.table([[s.path for s in skipped], [s.reason for s in skipped]], schema=SKIPPED_SCHEMA)
-    store.create_if_absent(f"_plan/skipped-{part:05d}.parquet", _parquet(left_out))
     return replace(there, manifest=pa.concat_tables([there.manifest, table]))
 
 

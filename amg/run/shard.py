@@ -11,7 +11,7 @@ from typing import Any
 
 from amg import __version__
 from amg.config import Config, fingerprint, flatten
-from amg.decode import decode_ahead
+from amg.run.ahead import decode_ahead
 from amg.run.leases import Lease
 from amg.shards import schema, writer
 from amg.sources.source import Source

@@ -14,7 +14,7 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from amg.errors import AmgError, StorageError
+from amg.errors import AmgError, StorageError, WorkerError
 from amg.run import attempts
 from amg.run.leases import Death, Lease, Leases
 from amg.run.plan import Shard
@@ -37,7 +37,7 @@ def label_in_workers(
     """Label the shards with one worker on each of `devices` (a name may come several times).
 
     A shard whose worker dies is tried again; see `leases`. Raises what a worker raised, such as StorageError, at once;
-    AmgError after all other shards are done, when some had to be given up.
+    WorkerError after all other shards are done, when some had to be given up, or when no worker gets ready.
     """
     leases = Leases(todo, history=attempts.read_attempts(job.store))
     pool = _Pool(leases, job, open_label, tally)
@@ -46,7 +46,7 @@ def label_in_workers(
     finally:
         pool.stop()
     if leases.given_up:
-        raise AmgError(_what_was_given_up(leases))
+        raise WorkerError(_what_was_given_up(leases))
 
 
 class _Worker:
@@ -210,7 +210,7 @@ class _Pool:
         elif not worker.ready:
             self._in_vain += 1
             if self._in_vain >= STARTS_IN_VAIN:
-                raise AmgError(
+                raise WorkerError(
                     f"{self._in_vain} workers in a row ended before they were ready, the last {death.reason}; fewer of "
                     "them (run.workers) need less memory, and one alone on one device shows what is wrong"
                 )

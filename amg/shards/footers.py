@@ -20,7 +20,8 @@ MAGIC = b"PAR1"
 NOT_WHOLE = (pa.ArrowException, OSError, EOFError)
 """What reading a damaged or foreign file raises."""
 
-THREADS = 8
+THREADS = 8  # for reading; what is read is parsed in one thread, because Python parses in no more than one
+READ_AT_ONCE = 256
 TAIL_BYTES = 32_768  # holds the footer of a small shard, so that most files are read once
 
 
@@ -52,13 +53,31 @@ class Footer:
 def read_footers(store: Store, paths: Sequence[str]) -> Iterator[Footer | FormatError]:
     """The footer of each shard, in order; an error in its place where a file is not whole or not of this format."""
     with ThreadPoolExecutor(THREADS) as threads:
-        yield from threads.map(partial(_read_or_error, store), paths)
+        for start in range(0, len(paths), READ_AT_ONCE):
+            part = paths[start : start + READ_AT_ONCE]
+            for path, alone in zip(part, threads.map(partial(_footer_or_error, store), part), strict=True):
+                try:
+                    yield _checked(path, alone)
+                except FormatError as error:
+                    yield error
 
 
-def read_footer(store: Store, path: str) -> Footer:
-    """The footer of one shard; FormatError where it is not a whole shard of this version."""
+def parse_footer(store: Store, path: str) -> Footer:
+    """The footer of any Parquet file; raises one of NOT_WHOLE."""
+    return _parse(path, _footer_alone(store, path))
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error of Arrow's, which may have several lines."""
+    return " ".join(str(error).split())
+
+
+def _checked(path: str, alone: bytes | Exception) -> Footer:
+    """The footer of a whole shard of this version, from what `_footer_or_error` gave."""
     try:
-        footer = parse_footer(store, path)
+        if isinstance(alone, Exception):
+            raise alone
+        footer = _parse(path, alone)
     except NOT_WHOLE as error:
         raise FormatError(
             f"{path}: not a whole Parquet file ({one_line(error)}); "
@@ -72,23 +91,17 @@ def read_footer(store: Store, path: str) -> Footer:
     return footer
 
 
-def parse_footer(store: Store, path: str) -> Footer:
-    """The footer of any Parquet file; raises one of NOT_WHOLE."""
-    metadata = pq.read_metadata(pa.BufferReader(_footer_alone(store, path)))
+def _parse(path: str, alone: bytes) -> Footer:
+    metadata = pq.read_metadata(pa.BufferReader(alone))
     found = {key.decode(): value.decode("utf-8", "replace") for key, value in (metadata.metadata or {}).items()}
     ours = (*schema.FOOTER_KEYS, schema.HUGGINGFACE_KEY)
     return Footer(path, metadata.num_rows, {key: value for key, value in found.items() if key in ours})
 
 
-def one_line(error: Exception) -> str:
-    """The text of an error of Arrow's, which may have several lines."""
-    return " ".join(str(error).split())
-
-
-def _read_or_error(store: Store, path: str) -> Footer | FormatError:
+def _footer_or_error(store: Store, path: str) -> bytes | Exception:
     try:
-        return read_footer(store, path)
-    except FormatError as error:
+        return _footer_alone(store, path)
+    except NOT_WHOLE as error:
         return error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from amg.errors import FormatError, StorageError
+from amg.config import DecodeSettings, parse
+from amg.errors import ConfigError, FormatError, StorageError
 from amg.shards import schema
 from amg.storage import Store, open_store
 
@@ -46,6 +48,20 @@ def footer(path: str | os.PathLike[str]) -> dict[str, str]:
     with _opened(store, name, None) as file:
         metadata = file.schema_arrow.metadata or {}
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"sam_amg.")}
+
+
+def decode_settings(folder: str | os.PathLike[str]) -> DecodeSettings:
+    """How the images of an output were decoded; its first shard says it for all."""
+    store, path = shard_files(folder)[0]
+    text = footer(f"{store.url}/{path}").get("sam_amg.config", "{}")
+    try:
+        said = json.loads(text)
+        return parse({name: value for name, value in said.items() if name.startswith("decode.")}).decode
+    except (ValueError, AttributeError, ConfigError) as error:
+        raise FormatError(
+            f"{store.url}/{path}: the footer's sam_amg.config tells no settings ({error}); "
+            "if it is a shard of yours, remove it and run the same command again: it is made anew"
+        ) from error
 
 
 def shard_files(folder: str | os.PathLike[str]) -> list[tuple[Store, str]]:
