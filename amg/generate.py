@@ -16,19 +16,16 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from amg.config import GenerateSettings, generate_settings
+from amg.config import GenerateSettings, default_points_per_batch, generate_settings
 from amg.errors import AmgError
 from amg.geometry import Crop, Size, plan_crops
+from amg.lanes import Lanes
 from amg.masks import grid, nms, regions, runs
 from amg.masks.score import Lens, Shelf, score
-from amg.sam.model import Sam
+from amg.sam.model import PreparedImage, Sam
 from amg.sam.processor import to_batch
-from amg.sam.shared import SharedImage, Workspace
-from amg.tensors import Candidates, Points, from_host, to_host
+from amg.tensors import Candidates, Points, Workspace, from_host, to_host
 from amg.values import Failure, Funnel, Image, ImageRef, MaskSet, Status
-
-MASK_REVISION = 1
-"""Part of every fingerprint: goes up whenever the same settings give other masks than before."""
 
 Pixels = NDArray[np.uint8] | PIL.Image.Image | Image
 
@@ -66,27 +63,40 @@ def generate_masks(
     if settings is not None and named:
         raise AmgError(f"settings came twice: as an object and by name ({', '.join(named)}); give one of them")
     settings = settings or generate_settings(named)
-    generator = _Generator(sam, settings, room=candidates_mb * 2**20 // 4)
+    room = candidates_mb * 2**20 // 4
     if isinstance(images, np.ndarray | PIL.Image.Image | Image):
-        return generator.label(as_image(images))
-    return _each(images, generator)
+        with _lanes(sam) as lanes:
+            return _Generator(sam, settings, room, lanes).label(as_image(images))
+    return _each(images, sam, settings, room)
 
 
-def _each(images: Iterable[Pixels | Failure], generator: _Generator) -> Iterator[MaskSet | Failure]:
-    for row, item in enumerate(images):
-        if isinstance(item, Failure):
-            yield item
-            continue
-        image = as_image(item, row)
-        try:
-            yield generator.label(image)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            size = f"{image.size.width}x{image.size.height}"
-            yield Failure(
-                image.ref,
-                Status.OUT_OF_MEMORY,
-                f"no memory left for an image of {size}: {error or type(error).__name__}",
-            )
+def _lanes(sam: Sam) -> Lanes:
+    """On a CPU a thread for each core that PyTorch was given; on a GPU one, which has work for all of it."""
+    return Lanes(torch.get_num_threads() if sam.device.type == "cpu" else 1)
+
+
+def _each(
+    images: Iterable[Pixels | Failure], sam: Sam, settings: GenerateSettings, room: int
+) -> Iterator[MaskSet | Failure]:
+    with _lanes(sam) as lanes:
+        generator = _Generator(sam, settings, room, lanes)
+        for row, item in enumerate(images):
+            if isinstance(item, Failure):
+                yield item
+                continue
+            image = as_image(item, row)
+            try:
+                yield generator.label(image)
+            except OUT_OF_MEMORY as error:
+                size = f"{image.size.width}x{image.size.height}"
+                yield Failure(
+                    image.ref,
+                    Status.OUT_OF_MEMORY,
+                    f"no memory left for an image of {size}: {error or type(error).__name__}",
+                )
+
+
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def as_image(pixels: Pixels, row: int = 0) -> Image:
@@ -106,11 +116,6 @@ def as_image(pixels: Pixels, row: int = 0) -> Image:
     return Image(ImageRef(row, f"image-{row}", ""), array, Size(*array.shape[:2]))
 
 
-def default_points_per_batch(device: torch.device) -> int:
-    """Small chunks keep a CPU's caches warm; a GPU wants many points at once, as the reference has them."""
-    return 2 if device.type == "cpu" else 64
-
-
 @dataclass(frozen=True, slots=True)
 class _Clock:
     seconds: dict[str, float] = field(default_factory=dict)
@@ -121,7 +126,19 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
+
+    @contextmanager
+    def stages_side_by_side(self) -> Iterator[dict[str, float]]:
+        """Threads add what each stage took them; the time that passed is then divided in those proportions."""
+        start, taken = time.perf_counter(), {}
+        yield taken
+        passed, total = time.perf_counter() - start, sum(taken.values())
+        for name, seconds in taken.items():
+            self.add(name, passed * seconds / total if total else 0.0)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +155,28 @@ class _Generator:
     sam: Sam
     settings: GenerateSettings
     room: int
-    workspace: Workspace = field(default_factory=Workspace)
+    lanes: Lanes
+
+    def label(self, image: Image) -> MaskSet:
+        """All masks of one image; where there is no memory for a chunk of points, in chunks of half its size."""
+        size = self.settings.points_per_batch or default_points_per_batch(self.sam.device.type)
+        while True:
+            try:
+                return self._label(image, size)
+            except OUT_OF_MEMORY:
+                if size == 1:
+                    raise
+            size //= 2
+            if self.sam.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def label(self, image: Image) -> MaskSet:
-        """All masks of one image."""
+    def _label(self, image: Image, chunk_size: int) -> MaskSet:
         clock = _Clock({"decode": image.decode_seconds})
         settings = self.settings
         crops = plan_crops(image.size, n_layers=settings.crop_n_layers, overlap_ratio=settings.crop_overlap_ratio)
         grids = grid.layer_grids(settings)
-        found = [self._crop(image, crop, grids[crop.layer], clock) for crop in crops]
+        found = [self._crop(image, crop, grids[crop.layer], clock, chunk_size) for crop in crops]
         candidates = Candidates.concat([f.candidates for f in found])
         funnel = sum((f.funnel for f in found), Funnel())
         if len(crops) > 1:
@@ -157,62 +186,69 @@ class _Generator:
                 )
                 funnel += Funnel(dropped_image_nms=len(candidates) - len(keep))
                 candidates = candidates.select(keep)
-        return _draw(image, crops, candidates, [f.lens for f in found], funnel, settings, clock)
+        return _draw(image, crops, candidates, [f.lens for f in found], funnel, settings, clock, self.lanes)
 
-    def _crop(self, image: Image, crop: Crop, grid_P2: NDArray[np.float64], clock: _Clock) -> _Found:
+    def _crop(self, image: Image, crop: Crop, grid_P2: NDArray[np.float64], clock: _Clock, chunk_size: int) -> _Found:
         with clock.stage("resize"):
             batch = to_batch(image.pixels_HWC, [crop], self.sam.device)
         with clock.stage("encode"):
-            prepared = self.sam.prepare(self.sam.encode(batch), self.workspace)
+            prepared = self.sam.prepare(self.sam.encode(batch))
         points = grid.place(grid_P2, crop, batch.resized[0])
         lens = Lens.on(crop, batch.resized[0], image.size)
-        return self._prompt(prepared, points, lens, clock)
+        return self._prompt(prepared, _chunks(points, chunk_size), lens, clock)
 
-    def _prompt(self, prepared: SharedImage, points: Points, lens: Lens, clock: _Clock) -> _Found:
-        parts, funnel, shelf = [], Funnel(), Shelf(self.room)
-        for chunk in self._chunks(len(points)):
-            with clock.stage("prompt"):
-                masks = self.sam.decode(prepared, points[chunk])
-            with clock.stage("score"):
-                candidates, dropped = score(masks, lens, self.settings, shelf)
-            parts.append(candidates)
-            funnel += dropped
+    def _prompt(self, prepared: PreparedImage, chunks: Sequence[Points], lens: Lens, clock: _Clock) -> _Found:
+        shelf = Shelf(self.room)
+
+        def decode_and_score(points: Points, workspace: Workspace) -> tuple[Candidates, Funnel, float, float]:
+            start = time.perf_counter()
+            masks = self.sam.decode(prepared, points, workspace)
+            middle = time.perf_counter()
+            return *score(masks, lens, self.settings, shelf), middle - start, time.perf_counter() - middle
+
+        with clock.stages_side_by_side() as taken:
+            results = list(self.lanes.map(decode_and_score, chunks))
+            taken["prompt"] = sum(result[2] for result in results)
+            taken["score"] = sum(result[3] for result in results)
+        funnel = sum((result[1] for result in results), Funnel())
         with clock.stage("nms"):
-            candidates = Candidates.concat(parts)
+            candidates = Candidates.concat([result[0] for result in results])
             keep = nms.nms_in_crop(candidates, max_iou=self.settings.box_nms_thresh)
             funnel += Funnel(dropped_crop_nms=len(candidates) - len(keep))
             candidates = candidates.select(keep)
         with clock.stage("prompt"):
-            return _Found(self._decode_again(candidates, prepared, points), lens, funnel)
+            return _Found(self._decode_again(candidates, prepared, chunks), lens, funnel)
 
-    def _chunks(self, n_points: int) -> list[slice]:
-        size = self.settings.points_per_batch or default_points_per_batch(self.sam.device)
-        return [slice(start, start + size) for start in range(0, n_points, size)]
-
-    def _decode_again(self, candidates: Candidates, prepared: SharedImage, points: Points) -> Candidates:
+    def _decode_again(self, candidates: Candidates, prepared: PreparedImage, chunks: Sequence[Points]) -> Candidates:
         """Survivors whose logits had no room get them now, decoded in the same chunks as before: the same numbers."""
         missing = np.flatnonzero(to_host(candidates.start_K) < 0)
         if not len(missing):
             return candidates
-        start_K, pieces, end = (
-            to_host(candidates.start_K).copy(),
-            [to_host(candidates.logits_V)],
-            len(candidates.logits_V),
-        )
+        start_K = to_host(candidates.start_K).copy()
         index_K, mask_K, window_K4 = (
             to_host(c) for c in (candidates.point_index_K, candidates.mask_index_K, candidates.window_K4)
         )
-        for chunk in self._chunks(len(points)):
-            inside = [k for k in missing if chunk.start <= index_K[k] < chunk.stop]
-            if not inside:
-                continue
-            logits = to_host(self.sam.decode(prepared, points[chunk]).logits_PMLL)
-            for k in inside:
+        size = len(chunks[0])
+
+        def decode(number: int, workspace: Workspace) -> list[tuple[int, NDArray[np.float32]]]:
+            logits = to_host(self.sam.decode(prepared, chunks[number], workspace).logits_PMLL)
+            windows = []
+            for k in missing[index_K[missing] // size == number]:
                 row, column, rows, columns = window_K4[k]
-                window = logits[index_K[k] - chunk.start, mask_K[k], row : row + rows, column : column + columns]
-                pieces.append(window.reshape(-1))
-                start_K[k], end = end, end + window.size
+                window = logits[index_K[k] - number * size, mask_K[k], row : row + rows, column : column + columns]
+                windows.append((k, window.flatten()))
+            return windows
+
+        pieces, end = [to_host(candidates.logits_V)], len(candidates.logits_V)
+        for windows in self.lanes.map(decode, np.unique(index_K[missing] // size)):
+            for k, window in windows:
+                pieces.append(window)
+                start_K[k], end = end, end + len(window)
         return candidates.with_logits(from_host(start_K), from_host(np.concatenate(pieces)))
+
+
+def _chunks(points: Points, size: int) -> list[Points]:
+    return [points[start : start + size] for start in range(0, len(points), size)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,11 +270,12 @@ def _draw(
     funnel: Funnel,
     settings: GenerateSettings,
     clock: _Clock,
+    lanes: Lanes,
 ) -> MaskSet:
     columns = candidates.to_host()
     min_area = settings.min_mask_region_area
 
-    def draw(k: int) -> _Drawn:
+    def draw(k: int, _: Workspace) -> _Drawn:
         rows, width = columns["window_K4"][k, 2:]
         start, box_4 = columns["start_K"][k], columns["box_K4"][k]
         logits_V = columns["logits_V"][start : start + rows * width]
@@ -252,7 +289,7 @@ def _draw(
         return _Drawn(k, runs.run_lengths(cleaned.window, image.size), box_4, cleaned.changed, cleaned.small)
 
     with clock.stage("draw"):
-        drawn = [draw(k) for k in range(len(candidates))]
+        drawn = list(lanes.map(draw, range(len(candidates))))
     if min_area:
         with clock.stage("nms"):
             drawn, dropped = _drop_after_cleaning(drawn, settings)

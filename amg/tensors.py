@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -170,6 +171,24 @@ class Candidates:
 
 
 _ROW_COLUMNS = tuple(f.name for f in fields(Candidates) if f.name not in ("start_K", "logits_V"))
+
+
+class Workspace:
+    """Tensors by name that are made once and overwritten by each chunk of prompts; smaller ones are views of larger."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def like(self, other: Tensor, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor of this shape, of `other`'s type and device.
+
+        What the name held before is overwritten by whoever writes to it.
+        """
+        size = math.prod(shape)
+        held = self._tensors.get(name)
+        if held is None or len(held) < size or held.dtype != other.dtype or held.device != other.device:
+            held = self._tensors[name] = other.new_empty(size)
+        return held[:size].view(shape)
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:

@@ -75,7 +75,7 @@ def pixels(*shape: int, seed: int = 0) -> Tensor:
 
 def assert_near(ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> None:
     assert ours.shape == theirs.shape, f"{tuple(ours.shape)}, wanted {tuple(theirs.shape)}"
-    spread = float(theirs.max() - theirs.min() if theirs.numel() > 1 else theirs.abs().max())
+    spread = float(theirs.max() - theirs.min()) or float(theirs.abs().max())  # one number, or all the same
     worst = float((ours - theirs).abs().max())
     assert worst <= tolerance * spread, f"differs by {worst / spread:.1e} of the range {spread:.3g}"
 

@@ -1,4 +1,4 @@
-"""The fast decoder for many points against the plain one, and `Sam`'s own methods."""
+"""The fast decoders for many points against the plain one, and `Sam`'s own methods."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from amg.geometry import Box, Crop, Size
+from amg.sam import model
 from amg.sam.config import VIT_T
+from amg.sam.factored import FactoredImage, can_factor, decode_factored, factor
 from amg.sam.model import build_sam
-from amg.tensors import Batch, Embedding, Points
+from amg.sam.shared import SharedImage
+from amg.tensors import Batch, Embedding, Points, Workspace
 from tests.sam_reference import assert_near, mobile_pair, pixels
 
 CROP = Crop(Box(0, 0, 300, 200), layer=0, index=0)
@@ -23,10 +26,17 @@ def points(count: int) -> Points:
     return Points(xy_P2, xy_P2 / 4, torch.arange(count, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_points_on_a_shared_image_give_the_plain_decoders_masks(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 5, 11])
+@pytest.mark.parametrize("form", [FactoredImage, SharedImage])
+def test_points_on_a_prepared_image_give_the_plain_decoders_masks(
+    form: type, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, sam = mobile_pair()
-    masks = sam.decode(sam.prepare(embedding()), points(count))
+    if form is SharedImage:
+        monkeypatch.setattr(model, "can_factor", lambda *_: False)
+    prepared = sam.prepare(embedding())
+    assert isinstance(prepared, form)
+    masks = sam.decode(prepared, points(count))
     xy_P12, labels_P1 = points(count).xy_P2[:, None], torch.ones(count, 1, dtype=torch.int64)
     plain = sam.predict(embedding(), xy_PK2=xy_P12, labels_PK=labels_P1)
     assert masks.logits_PMLL.shape == (count, 3, 256, 256)
@@ -34,11 +44,50 @@ def test_points_on_a_shared_image_give_the_plain_decoders_masks(count: int) -> N
     assert_near(masks.iou_PM, plain.iou_PM)
 
 
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("tokens", [0, 1, 3, 8, 9])
+def test_prompts_of_any_number_of_tokens_give_the_plain_decoders_masks(tokens: int, multimask: bool) -> None:
+    _, sam = mobile_pair()
+    sparse_PKD = pixels(3, tokens, 256, seed=5)
+    prepared = sam.prepare(embedding(), tokens=tokens)
+    assert isinstance(prepared, FactoredImage if tokens <= 8 else SharedImage)
+    logits_PMLL, iou_PM = sam.decode_tokens(prepared, sparse_PKD, multimask=multimask)
+    _, dense_1DGG = sam.prompt_encoder()
+    with torch.no_grad():
+        plain_PMLL, plain_PM = sam.mask_decoder(
+            embedding().features_NDGG, sam.prompt_encoder.grid_encoding(), sparse_PKD, dense_1DGG, multimask=multimask
+        )
+    assert_near(logits_PMLL, plain_PMLL)
+    assert_near(iou_PM, plain_PM)
+
+
+@pytest.mark.parametrize("grid", [8, 16, 32])
+def test_small_images_are_decoded_in_factors_too(grid: int) -> None:
+    _, sam = mobile_pair()
+    features_1DGG, position_1DGG, no_mask_1DGG = (pixels(1, 256, grid, grid, seed=seed) for seed in range(3))
+    sparse_PKD = pixels(5, 2, 256, seed=5)
+    image = factor(sam.mask_decoder, features_1DGG, position_1DGG, no_mask_1DGG)
+    with torch.no_grad():
+        logits_PMLL, iou_PM = decode_factored(sam.mask_decoder, image, sparse_PKD, Workspace())
+        plain_PMLL, plain_PM = sam.mask_decoder(features_1DGG, position_1DGG, sparse_PKD, no_mask_1DGG, multimask=True)
+    assert_near(logits_PMLL, plain_PMLL)
+    assert_near(iou_PM, plain_PM)
+
+
+def test_an_image_that_cannot_be_cut_into_tiles_is_not_factored() -> None:
+    _, sam = mobile_pair()
+    assert can_factor(sam.mask_decoder, torch.zeros(1, 256, 64, 64), 2)
+    assert not can_factor(sam.mask_decoder, torch.zeros(1, 256, 7, 7), 2)
+    assert not can_factor(sam.mask_decoder, torch.zeros(1, 256, 64, 64, dtype=torch.float64), 2)
+    assert not can_factor(sam.mask_decoder, torch.zeros(1, 256, 64, 64), 100)
+
+
 def test_a_point_does_not_see_the_others_of_its_chunk() -> None:
     _, sam = mobile_pair()
     shared = sam.prepare(embedding())
-    whole = sam.decode(shared, points(4)).logits_PMLL.clone()  # the next decode writes to the same place
-    parts = [sam.decode(shared, points(4)[span]).logits_PMLL.clone() for span in (slice(0, 1), slice(1, 4))]
+    workspace = Workspace()
+    whole = sam.decode(shared, points(4), workspace).logits_PMLL.clone()  # the next decode writes to the same place
+    parts = [sam.decode(shared, points(4)[span], workspace).logits_PMLL.clone() for span in (slice(0, 1), slice(1, 4))]
     assert_near(torch.cat(parts), whole)
 
 

@@ -173,6 +173,15 @@ def _mix(w0, a, w1, b):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def _middle(logits, top, bottom, column0, c, wt, wb, mxi, mxw):  # type: ignore[no-untyped-def]
+    """A value of the middle step, in column `c`."""
+    a0, a1 = mxi[0, c] - column0, mxi[1, c] - column0
+    u0, u1 = mxw[0, c], mxw[1, c]
+    above = _mix(u0, logits[top, a0], u1, logits[top, a1])
+    return _mix(wt, above, wb, _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]))
+
+
+@numba.njit(nogil=True, cache=True)
 def _evaluate(logits, row0, column0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, pyw, ya, yb, middle, patch):  # type: ignore[no-untyped-def]
     """Write the pixels [ya, yb) x [xa, xb) to `patch`; `logits` begins at row0, column0; `middle` is scratch."""
     first_row, last_row = pyi[0, ya], pyi[1, yb - 1]
@@ -180,28 +189,18 @@ def _evaluate(logits, row0, column0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, 
         top, bottom = myi[0, r] - row0, myi[1, r] - row0
         wt, wb = myw[0, r], myw[1, r]
         previous = np.int64(-1)
+        following = np.int64(-1)
         left_value = np.float32(0)
         right_value = np.float32(0)
         for i in range(xa, xb):
             c0, c1 = pxi[0, i], pxi[1, i]
             if c0 != previous:
-                a0, a1 = mxi[0, c0] - column0, mxi[1, c0] - column0
-                u0, u1 = mxw[0, c0], mxw[1, c0]
-                left_value = _mix(
-                    wt,
-                    _mix(u0, logits[top, a0], u1, logits[top, a1]),
-                    wb,
-                    _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]),
-                )
-                a0, a1 = mxi[0, c1] - column0, mxi[1, c1] - column0
-                u0, u1 = mxw[0, c1], mxw[1, c1]
-                right_value = _mix(
-                    wt,
-                    _mix(u0, logits[top, a0], u1, logits[top, a1]),
-                    wb,
-                    _mix(u0, logits[bottom, a0], u1, logits[bottom, a1]),
-                )
-                previous = c0
+                if c0 == following:
+                    left_value = right_value
+                else:
+                    left_value = _middle(logits, top, bottom, column0, c0, wt, wb, mxi, mxw)
+                right_value = _middle(logits, top, bottom, column0, c1, wt, wb, mxi, mxw)
+                previous, following = c0, c1
             middle[r - first_row, i - xa] = _mix(pxw[0, i], left_value, pxw[1, i], right_value)
     for j in range(ya, yb):
         r0, r1 = pyi[0, j] - first_row, pyi[1, j] - first_row
@@ -235,66 +234,125 @@ def _range_3x3(logits, rows, columns, lowest, highest, low_row, high_row):  # ty
             highest[r, c] = max(high_row[c], max(high_row[c + 1], high_row[c + 2]))
 
 
+UNSURE = 4
+"""Not all pixels of a block are on the same side of every threshold; else it is the number of thresholds below them."""
+
+
+@numba.njit(nogil=True, cache=True)
+def _classify(logits, r, columns, thresholds, low_row, high_row, codes):  # type: ignore[no-untyped-def]
+    """How many thresholds the blocks of a row are above, or UNSURE, from the 3x3 logits under each."""
+    n_rows, n_columns = logits.shape
+    first, second, third = logits[r], logits[min(r + 1, n_rows - 1)], logits[min(r + 2, n_rows - 1)]
+    for c in range(n_columns):
+        a, b, d = first[c], second[c], third[c]
+        low_row[c] = min(a, min(b, d))
+        high_row[c] = max(a, max(b, d))
+    low_row[n_columns] = low_row[n_columns + 1] = low_row[n_columns - 1]
+    high_row[n_columns] = high_row[n_columns + 1] = high_row[n_columns - 1]
+    t_low, t_mid, t_high = thresholds
+    for c in range(columns):
+        least = min(low_row[c], min(low_row[c + 1], low_row[c + 2]))
+        most = max(high_row[c], max(high_row[c + 1], high_row[c + 2]))
+        slack = ROUNDING * max(abs(least), abs(most))
+        least, most = least - slack, most + slack
+        surely = np.int32(least > t_low) + np.int32(least > t_mid) + np.int32(least > t_high)
+        maybe = np.int32(most > t_low) + np.int32(most > t_mid) + np.int32(most > t_high)
+        codes[c] = surely if surely == maybe else np.int32(UNSURE)
+
+
+@numba.njit(nogil=True, cache=True)
+def _widths_above(codes, widths, columns):  # type: ignore[no-untyped-def]
+    """The pixels of a row that are surely above each threshold."""
+    low = mid = high = np.int32(0)
+    for c in range(columns):
+        code, width = codes[c], widths[c]
+        sure = code != UNSURE
+        low += width if sure and code >= 1 else np.int32(0)
+        mid += width if sure and code >= 2 else np.int32(0)
+        high += width if sure and code >= 3 else np.int32(0)
+    return np.int64(low), np.int64(mid), np.int64(high)
+
+
+@numba.njit(nogil=True, cache=True)
+def _widen(extent, x0, y0, x1, y1):  # type: ignore[no-untyped-def]
+    extent[0], extent[1] = min(extent[0], x0), min(extent[1], y0)
+    extent[2], extent[3] = max(extent[2], x1), max(extent[3], y1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_sure(logits, thresholds, xs, ys, widths, low_row, high_row, codes, counts, extent):  # type: ignore[no-untyped-def]
+    """Classify all blocks; count the pixels of the sure ones and widen the mask's extent (x0, y0, x1, y1) by them."""
+    rows, columns = codes.shape
+    for r in range(rows):
+        lines = ys[r + 1] - ys[r]
+        if lines == 0:
+            continue
+        _classify(logits, r, columns, thresholds, low_row, high_row, codes[r])
+        low, mid, high = _widths_above(codes[r], widths, columns)
+        counts[0] += lines * low
+        counts[1] += lines * mid
+        counts[2] += lines * high
+        if mid:
+            first, last = 0, columns - 1
+            while codes[r, first] == UNSURE or codes[r, first] < 2 or widths[first] == 0:
+                first += 1
+            while codes[r, last] == UNSURE or codes[r, last] < 2 or widths[last] == 0:
+                last -= 1
+            _widen(extent, xs[first], ys[r], xs[last + 1], ys[r + 1])
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_line(line, n, thresholds, xa, y, counts, extent):  # type: ignore[no-untyped-def]
+    """The same for `n` pixels, one by one."""
+    t_low, t_mid, t_high = thresholds
+    low = mid = high = np.int32(0)
+    for i in range(n):
+        low += np.int32(line[i] > t_low)
+        mid += np.int32(line[i] > t_mid)
+        high += np.int32(line[i] > t_high)
+    counts[0] += low
+    counts[1] += mid
+    counts[2] += high
+    if mid:
+        first, last = 0, n - 1
+        while line[first] <= t_mid:
+            first += 1
+        while line[last] <= t_mid:
+            last -= 1
+        _widen(extent, xa + first, y, xa + last + 1, y + 1)
+
+
 @numba.njit(nogil=True, cache=True)
 def _score(logits_CLL, which_K, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, pyi, pyw, ys, count, box):  # type: ignore[no-untyped-def]
-    side = logits_CLL.shape[1]
-    t_low, t_mid, t_high = thresholds
     width, height = pxi.shape[1], pyi.shape[1]
-    columns, rows = 0, 0
-    for b in range(side):
-        if xs[b + 1] > xs[b]:
-            columns = b + 1
-        if ys[b + 1] > ys[b]:
-            rows = b + 1
-    lowest, highest = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
+    columns, rows = np.searchsorted(xs, width), np.searchsorted(ys, height)
+    codes = np.empty((rows, columns), np.int32)
+    widths = (xs[1 : columns + 1] - xs[:columns]).astype(np.int32)
+    side = logits_CLL.shape[1]
     low_row, high_row = np.empty(side + 2, np.float32), np.empty(side + 2, np.float32)
-    patch = np.empty((_widest(ys), _widest(xs)), np.float32)
-    middle = np.empty((8 + _widest(ys), _widest(xs)), np.float32)
+    patch = np.empty((_widest(ys), width), np.float32)
+    middle = np.empty((8 + _widest(ys), width), np.float32)
+    extent = np.empty(4, np.int64)
     for k in range(len(which_K)):
         logits = logits_CLL[which_K[k]]
-        _range_3x3(logits, rows, columns, lowest, highest, low_row, high_row)
-        n_low = n_mid = n_high = 0
-        x0, y0, x1, y1 = width, height, -1, -1
+        extent[0], extent[1], extent[2], extent[3] = width, height, 0, 0
+        _count_sure(logits, thresholds, xs, ys, widths, low_row, high_row, codes, count[k], extent)
         for r in range(rows):
             ya, yb = ys[r], ys[r + 1]
-            if ya == yb:
-                continue
-            for c in range(columns):
-                xa, xb = xs[c], xs[c + 1]
-                if xa == xb:
+            c = 0
+            while ya < yb and c < columns:
+                if codes[r, c] != UNSURE or widths[c] == 0:
+                    c += 1
                     continue
-                least, most = lowest[r, c], highest[r, c]
-                slack = ROUNDING * max(abs(least), abs(most))
-                if most + slack <= t_low:
-                    continue
-                area = (yb - ya) * (xb - xa)
-                if least - slack > t_high:
-                    n_low += area
-                    n_mid += area
-                    n_high += area
-                elif least - slack > t_mid and most + slack <= t_high:
-                    n_low += area
-                    n_mid += area
-                elif least - slack > t_low and most + slack <= t_mid:
-                    n_low += area
-                    continue
-                else:
-                    _evaluate(logits, 0, 0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, pyw, ya, yb, middle, patch)
-                    for j in range(yb - ya):
-                        for i in range(xb - xa):
-                            value = patch[j, i]
-                            n_low += value > t_low
-                            n_high += value > t_high
-                            if value > t_mid:
-                                n_mid += 1
-                                x0, x1 = min(x0, xa + i), max(x1, xa + i)
-                                y0, y1 = min(y0, ya + j), max(y1, ya + j)
-                    continue
-                x0, x1 = min(x0, xa), max(x1, xb - 1)
-                y0, y1 = min(y0, ya), max(y1, yb - 1)
-        count[k, 0], count[k, 1], count[k, 2] = n_low, n_mid, n_high
-        if x1 >= 0:
-            box[k, 0], box[k, 1], box[k, 2], box[k, 3] = x0, y0, x1 + 1, y1 + 1
+                xa = xs[c]
+                while c < columns and codes[r, c] == UNSURE:
+                    c += 1
+                xb = xs[c]
+                _evaluate(logits, 0, 0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, pyw, ya, yb, middle, patch)
+                for j in range(yb - ya):
+                    _count_line(patch[j], xb - xa, thresholds, xa, ya + j, count[k], extent)
+        if count[k, 1]:
+            box[k] = extent
 
 
 @numba.njit(nogil=True, cache=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,21 +39,25 @@ class Lens:
 class Shelf:
     """Room for the logits of one crop's candidates: one block of float32, so that the heap is not left in pieces.
 
+    Several threads may put at once: where a window lies then depends on who came first, what is in it does not.
+
     The system gives memory to a block when it is written to, not when it is made.
     """
 
     def __init__(self, room: int) -> None:
         self._values_V = np.empty(room, np.float32)
         self._used = 0
+        self._lock = threading.Lock()
         self.logits_V = from_host(self._values_V)
 
     def put(self, window_RC: NDArray[np.float32]) -> int:
         """Where the window now begins, or -1 when it does not fit."""
-        start, end = self._used, self._used + window_RC.size
-        if end > len(self._values_V):
-            return -1
+        with self._lock:
+            start, end = self._used, self._used + window_RC.size
+            if end > len(self._values_V):
+                return -1
+            self._used = end
         self._values_V[start:end] = window_RC.reshape(-1)
-        self._used = end
         return start
 
 

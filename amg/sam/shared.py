@@ -20,9 +20,9 @@ weights of a mask combine.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -32,28 +32,10 @@ from torch.nn import functional as F
 from amg.sam.decoder import MaskDecoder
 from amg.sam.layers import LayerNorm2d, gelu
 from amg.sam.transformer import Attention, TwoWayBlock
-
-
-class Workspace:
-    """Tensors by name that are made once and overwritten by each chunk of prompts; smaller ones are views of larger."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[str, Tensor] = {}
-
-    def like(self, other: Tensor, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor of this shape, of `other`'s type and device.
-
-        What the name held before is overwritten by whoever writes to it.
-        """
-        size = math.prod(shape)
-        held = self._tensors.get(name)
-        if held is None or len(held) < size or held.dtype != other.dtype or held.device != other.device:
-            held = self._tensors[name] = other.new_empty(size)
-        return held[:size].view(shape)
-
+from amg.tensors import Workspace
 
 Scratch = Callable[..., Tensor]
-"""`work(name, *shape)`: a tensor of the workspace, as `SharedImage.scratch` gives it."""
+"""`work(name, *shape)`: a tensor of the workspace, of the image's type and device."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,20 +51,13 @@ class SharedImage:
     v_1hIc: Tensor
     q_IC: Tensor
     base_1ID: Tensor
-    workspace: Workspace
-
-    def scratch(self, name: str, *shape: int) -> Tensor:
-        """A tensor of the workspace."""
-        return self.workspace.like(self.base_1ID, name, *shape)
 
     @property
     def grid(self) -> int:
         return round(self.q_IC.shape[0] ** 0.5)
 
 
-def share(
-    decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no_mask_1DGG: Tensor, workspace: Workspace
-) -> SharedImage:
+def share(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no_mask_1DGG: Tensor) -> SharedImage:
     """Everything of an image that does not depend on the prompt."""
     first = _blocks(decoder)[0]
     keys_1ID = (features_1DGG + no_mask_1DGG).flatten(2).transpose(1, 2).contiguous()
@@ -95,30 +70,31 @@ def share(
         v_1hIc=to_image.split(to_image.v_proj(keys_1ID)).contiguous(),
         q_IC=to_token.q_proj(placed_1ID)[0],
         base_1ID=keys_1ID + to_token.out_proj.bias,
-        workspace=workspace,
     )
 
 
-def decode_shared(decoder: MaskDecoder, image: SharedImage, sparse_PKD: Tensor) -> tuple[Tensor, Tensor]:
-    """The multimask logits (P, M, L, L) and IoU (P, M) of `MaskDecoder.forward`, without gradients.
+def decode_shared(
+    decoder: MaskDecoder, image: SharedImage, sparse_PKD: Tensor, workspace: Workspace, *, multimask: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The logits (P, M, L, L) and IoU (P, M) of `MaskDecoder.forward`, without gradients.
 
-    The logits lie in the image's workspace: the next call overwrites them.
+    The logits lie in the workspace: the next call with it overwrites them.
     """
     tokens_PTD = decoder.tokens(sparse_PKD)
     first, *later = _blocks(decoder)
-    work = image.scratch
-    queries_PTD, keys_PID = _first_block(first, image, tokens_PTD)
+    work = partial(workspace.like, image.base_1ID)
+    queries_PTD, keys_PID = _first_block(first, image, tokens_PTD, work)
     for block in later:
-        queries_PTD, keys_PID = _block(block, queries_PTD, keys_PID, tokens_PTD, image)
+        queries_PTD, keys_PID = _block(block, queries_PTD, keys_PID, tokens_PTD, image, work)
     final = decoder.transformer.final_attn_token_to_image
     placed_PID = torch.add(keys_PID, image.position_1ID, out=work("placed", *keys_PID.shape))
     found_PTD = tokens_ask_image(final, queries_PTD + tokens_PTD, placed_PID, keys_PID, work)
     queries_PTD = decoder.transformer.norm_final_attn(queries_PTD + found_PTD)
-    weights_PMU, iou_PM = decoder.read(queries_PTD, multimask=True)
+    weights_PMU, iou_PM = decoder.read(queries_PTD, multimask=multimask)
     return draw(decoder.output_upscaling, keys_PID, weights_PMU, image.grid, work), iou_PM
 
 
-def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor) -> tuple[Tensor, Tensor]:
+def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor, work: Scratch) -> tuple[Tensor, Tensor]:
     """`TwoWayBlock.forward` for a first block, with the image's side already projected."""
     queries_PTD = block.attend_to_each_other(tokens_PTD, tokens_PTD)
     attention = block.cross_attn_token_to_image
@@ -131,16 +107,20 @@ def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor) -> 
     p, t, h, c = k_PThc.shape
     eye_hh1 = torch.eye(h, dtype=k_PThc.dtype, device=k_PThc.device)[:, :, None]
     rows_XC = (k_PThc[:, :, :, None, :] * (eye_hh1 * c**-0.5)).view(p * t * h, h * c)  # X: prompts and their rows
-    scores_XI = torch.mm(rows_XC, image.q_IC.T, out=image.scratch("scores", p * t * h, len(image.q_IC)))
+    scores_XI = torch.mm(rows_XC, image.q_IC.T, out=work("scores", p * t * h, len(image.q_IC)))
     scores_PRI = scores_XI.view(p, t * h, -1)
-    return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, image.base_1ID, image.scratch)
+    return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, image.base_1ID, work)
 
 
 def _block(
-    block: TwoWayBlock, queries_PTD: Tensor, keys_PID: Tensor, tokens_PTD: Tensor, image: SharedImage
+    block: TwoWayBlock,
+    queries_PTD: Tensor,
+    keys_PID: Tensor,
+    tokens_PTD: Tensor,
+    image: SharedImage,
+    work: Scratch,
 ) -> tuple[Tensor, Tensor]:
     """`TwoWayBlock.forward` for a later block, with the projections on the token's side."""
-    work = image.scratch
     queries_PTD = block.attend_to_each_other(queries_PTD, tokens_PTD)
     placed_PID = torch.add(keys_PID, image.position_1ID, out=work("placed", *keys_PID.shape))
     found_PTD = tokens_ask_image(block.cross_attn_token_to_image, queries_PTD + tokens_PTD, placed_PID, keys_PID, work)
