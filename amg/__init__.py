@@ -20,8 +20,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from amg.errors import AmgError
     from amg.generate import MaskGenerator, generate_masks
+    from amg.mask_generation import MaskGeneration
+    from amg.sam.image_processor import SamImageProcessor
     from amg.sam.load import load_sam
     from amg.sam.predictor import Predictor
+    from amg.sam.pretrained_config import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
+    from amg.sam.sam_model import SamModel
+    from amg.sam.sam_processor import SamProcessor
     from amg.shards.reader import read_shards
     from amg.sources.inputs import open_source
     from amg.values import Failure, Image, ImageRef, MaskSet, Status
@@ -33,9 +38,17 @@ __all__ = [
     "Failure",
     "Image",
     "ImageRef",
+    "MaskGeneration",
     "MaskGenerator",
     "MaskSet",
     "Predictor",
+    "SamConfig",
+    "SamImageProcessor",
+    "SamMaskDecoderConfig",
+    "SamModel",
+    "SamProcessor",
+    "SamPromptEncoderConfig",
+    "SamVisionConfig",
     "Status",
     "generate_masks",
     "load_sam",
@@ -48,9 +61,17 @@ _HOMES = {
     "Failure": "amg.values",
     "Image": "amg.values",
     "ImageRef": "amg.values",
+    "MaskGeneration": "amg.mask_generation",
     "MaskGenerator": "amg.generate",
     "MaskSet": "amg.values",
     "Predictor": "amg.sam.predictor",
+    "SamConfig": "amg.sam.pretrained_config",
+    "SamImageProcessor": "amg.sam.image_processor",
+    "SamMaskDecoderConfig": "amg.sam.pretrained_config",
+    "SamModel": "amg.sam.sam_model",
+    "SamProcessor": "amg.sam.sam_processor",
+    "SamPromptEncoderConfig": "amg.sam.pretrained_config",
+    "SamVisionConfig": "amg.sam.pretrained_config",
     "Status": "amg.values",
     "generate_masks": "amg.generate",
     "load_sam": "amg.sam.load",

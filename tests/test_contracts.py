@@ -16,7 +16,7 @@ TORCH_FREE = [
     "amg", "amg.config", "amg.decode", "amg.errors", "amg.geometry", "amg.rle", "amg.storage", "amg.values",
     "amg.cli.main", "amg.export.formats", "amg.review.view", "amg.run.logs", "amg.run.plan", "amg.run.progress",
     "amg.run.job", "amg.run.leases",
-    "amg.run.listing", "amg.run.workers",
+    "amg.run.listing", "amg.run.local", "amg.run.machine", "amg.run.workers",
     "amg.run.preview", "amg.sources.manifest",
     "amg.run.status", "amg.run.verify", "amg.sam.weights", "amg.shards.reader", "amg.shards.writer",
     "amg.sources.files", "amg.sources.inputs",

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from amg.errors import ConfigError, WeightsError
 from amg.sam import load
+from amg.sam.checkpoint import read_state_dict
 from amg.sam.config import ARCHITECTURES
-from amg.sam.load import load_sam, read_state_dict, recognise
+from amg.sam.load import load_sam, recognise
 from amg.sam.model import build_sam
 from amg.sam.weights import digest
 from tests.sam_reference import mobile_pair
@@ -123,6 +124,8 @@ def without(state: dict[str, Tensor], *keys: str) -> dict[str, Tensor]:
 
 
 IOU_TOKEN = "mask_decoder.iou_token.weight"
+MASK_TOKENS = "mask_decoder.mask_tokens.weight"
+EXTRA = "mask_decoder.extra.weight"
 
 
 @pytest.mark.parametrize(
@@ -134,28 +137,30 @@ IOU_TOKEN = "mask_decoder.iou_token.weight"
             {"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)},
             r"2 entries of another network \(fc.weight, fc.bias\)",
         ),
-        ({"epoch": 3, "state_dict": {"a": torch.zeros(2)}}, "under the key 'state_dict'"),
+        ({"epoch": 3, "state_dict": {"a": torch.zeros(2)}}, r"holds 1 entries of another network \(a\)"),
+        ({"epoch": 3, "weights": {"a": torch.zeros(2)}}, r"2 entries of another network \(epoch, weights\)"),
         ({"model": {"image_encoder.trunk.blocks.0.attn.qkv.weight": torch.zeros(2)}}, "holds SAM 2 weights"),
-        ({"vision_encoder.pos_embed": torch.zeros(2)}, "names of the transformers library"),
-        ({f"module.{IOU_TOKEN}": torch.zeros(2)}, "keys begin with 'module.'"),
+        ({"vision_encoder.pos_embed": torch.zeros(2)}, "none of them mask_decoder.iou_token.weight"),
+        ({f"module.{IOU_TOKEN}": torch.zeros(2)}, "a SAM with an image encoder of another kind"),
         (hollow_state("vit_b") | {"mask_decoder.hf_token.weight": torch.zeros(1, 256)}, "holds SAM-HQ weights"),
         (
             hollow_state("vit_b") | {"image_encoder.patch_embed.proj.weight": torch.zeros(384, 3, 16, 16)},
             "of width 384",
         ),
-        (without(hollow_state(), IOU_TOKEN), rf"looks like vit_t, .* it has 1 missing \({IOU_TOKEN}\)"),
+        (without(hollow_state(), IOU_TOKEN), f"none of them {IOU_TOKEN}"),
+        (without(hollow_state(), MASK_TOKENS), rf"looks like vit_t, .* it has 1 missing \({MASK_TOKENS}\)"),
         (
             hollow_state() | {IOU_TOKEN: torch.zeros(1, 128)},
             r"1 of another shape .*\(1, 128\) instead of float \(1, 256\)",
         ),
         (hollow_state() | {IOU_TOKEN: torch.zeros(1, 256, dtype=torch.int8)}, "int8"),
-        (hollow_state() | {"extra.weight": torch.zeros(1)}, r"1 too many \(extra.weight\)"),
+        (hollow_state() | {EXTRA: torch.zeros(1)}, rf"1 too many \({EXTRA}\)"),
     ],
 )
 def test_other_networks_are_refused_by_what_they_are(state: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=said) as caught:
         load_sam(saved(state, tmp_path))
-    assert "wanted an original Segment Anything or MobileSAM checkpoint" in str(caught.value)
+    assert "wanted a Segment Anything or MobileSAM checkpoint" in str(caught.value)
 
 
 def test_a_name_that_is_neither_file_nor_known_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amg.sam.config import ARCHITECTURES, VIT_B, VIT_H, VIT_L, DecoderConfig, SamConfig, VitConfig
+from amg.sam.config import ARCHITECTURES, VIT_B, VIT_H, VIT_L, Architecture, DecoderConfig, VitConfig
 from amg.sam.decoder import MaskDecoder
 from amg.sam.model import build_sam
 from amg.sam.prompt import PromptEncoder
@@ -41,7 +41,7 @@ def assert_same_features(config: VitConfig, *, side: int, images: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", [VIT_B, VIT_L, VIT_H], ids=lambda a: a.name)
-def test_vit_blocks_of_true_width_give_the_reference_features(architecture: SamConfig) -> None:
+def test_vit_blocks_of_true_width_give_the_reference_features(architecture: Architecture) -> None:
     assert isinstance(architecture.encoder, VitConfig)
     config = replace(architecture.encoder, depth=3, global_blocks=(1,))
     assert_same_features(config, side=320, images=2)  # a grid of 20: windows of 14 are padded
@@ -55,7 +55,7 @@ def test_vit_b_at_full_depth_gives_the_reference_features(side: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [VIT_L, VIT_H], ids=lambda architecture: architecture.name)
-def test_vit_l_and_h_at_full_depth_and_side_give_the_reference_features(architecture: SamConfig) -> None:
+def test_vit_l_and_h_at_full_depth_and_side_give_the_reference_features(architecture: Architecture) -> None:
     assert isinstance(architecture.encoder, VitConfig)
     assert_same_features(architecture.encoder, side=1024, images=1)
 
@@ -160,7 +160,7 @@ def test_decoder_gives_the_reference_masks(kind: str, multimask: bool) -> None:
 
 def test_gradients_reach_every_part() -> None:
     encoder = VitConfig(width=32, depth=2, heads=2, global_blocks=(1,), window=3)
-    sam = build_sam(SamConfig("tiny", encoder, DecoderConfig(mlp_width=64, iou_width=16), 32, 8, side=128, grid=8))
+    sam = build_sam(Architecture("tiny", encoder, DecoderConfig(mlp_width=64, iou_width=16), 32, 8, side=128, grid=8))
     draw_weights(sam, seed=7)
     features_1DGG = sam.image_encoder(pixels(1, 3, 128, 128))
     sparse_PKD, dense_PDGG = sam.prompt_encoder(torch.tensor([[[40.0, 60.0]]]), torch.tensor([[1]]))

@@ -23,7 +23,11 @@ class MaskDecoder(nn.Module):
         super().__init__()
         n_masks = config.masks + 1
         self.transformer = TwoWayTransformer(
-            depth=config.depth, width=channels, heads=config.heads, mlp_width=config.mlp_width
+            depth=config.depth,
+            width=channels,
+            heads=config.heads,
+            mlp_width=config.mlp_width,
+            downsample=config.downsample,
         )
         self.iou_token = nn.Embedding(1, channels)
         self.mask_tokens = nn.Embedding(n_masks, channels)
@@ -47,17 +51,22 @@ class MaskDecoder(nn.Module):
         sparse_PKD: Tensor,
         dense_PDGG: Tensor,
         *,
-        multimask: bool,
+        multimask: bool | None,
+        similarity: Tensor | None = None,
+        target: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Logits (P, M, L, L) with L = 4G and IoU (P, M): the three masks of `multimask`, or the single one.
 
-        `features` may also have P images, one a prompt; `dense` may be one for all prompts.
+        With `multimask` None all four, the single one first. `features` may also have P images, one a prompt; `dense`
+        may be one for all prompts. `similarity` and `target` are the transformer's.
         """
         tokens_PTD = self.tokens(sparse_PKD)
         p, g = len(tokens_PTD), features_1DGG.shape[-1]
         image_PID = (features_1DGG + dense_PDGG).flatten(2).transpose(1, 2).expand(p, -1, -1)
         position_PID = position_1DGG.flatten(2).transpose(1, 2)
-        queries_PTD, keys_PID = self.transformer(tokens_PTD, image_PID, position_PID)
+        queries_PTD, keys_PID = self.transformer(
+            tokens_PTD, image_PID, position_PID, similarity=similarity, target=target
+        )
         upscaled_PULL = self.output_upscaling(keys_PID.transpose(1, 2).unflatten(2, (g, g)))
         weights_PMU, iou_PM = self.read(queries_PTD, multimask=multimask)
         return torch.einsum("pmu,puyx->pmyx", weights_PMU, upscaled_PULL), iou_PM
@@ -67,9 +76,10 @@ class MaskDecoder(nn.Module):
         outputs_OD = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         return torch.cat([outputs_OD.expand(len(sparse_PKD), -1, -1), sparse_PKD], dim=1)
 
-    def read(self, queries_PTD: Tensor, *, multimask: bool) -> tuple[Tensor, Tensor]:
+    def read(self, queries_PTD: Tensor, *, multimask: bool | None) -> tuple[Tensor, Tensor]:
         """From the finished tokens: the weights (P, M, U) that make masks of the upscaled image, and the IoU (P, M)."""
-        wanted = range(1, len(self.output_hypernetworks_mlps)) if multimask else range(1)
+        n_masks = len(self.output_hypernetworks_mlps)
+        wanted = range(1 if multimask else 0, 1 if multimask is False else n_masks)
         weights = [self.output_hypernetworks_mlps[m](queries_PTD[:, 1 + m]) for m in wanted]
         iou_PM = self.iou_prediction_head(queries_PTD[:, 0])[:, wanted.start : wanted.stop]
         return torch.stack(weights, dim=1), iou_PM

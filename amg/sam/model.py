@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amg.sam.config import SamConfig, TinyVitConfig
+from amg.sam.config import Architecture, TinyVitConfig
 from amg.sam.decoder import MaskDecoder
+from amg.sam.factored import FactoredImage, can_factor, decode_factored, factor
 from amg.sam.prompt import FOREGROUND, PromptEncoder, close
-from amg.sam.shared import SharedImage, Workspace, decode_shared, share
+from amg.sam.shared import SharedImage, decode_shared, share
 from amg.sam.tinyvit import TinyVit
 from amg.sam.vit import Vit
-from amg.tensors import Batch, Embedding, MaskLogits, Points
+from amg.tensors import Batch, Embedding, MaskLogits, Points, Workspace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +23,9 @@ class Prediction:
 
     logits_PMLL: Tensor
     iou_PM: Tensor
+
+
+PreparedImage = FactoredImage | SharedImage
 
 
 class Sam(nn.Module):
@@ -64,27 +68,39 @@ class Sam(nn.Module):
         return Embedding(self.image_encoder(batch.pixels_N3SS), batch.crops, batch.resized)
 
     @torch.no_grad()
-    def prepare(self, embedding: Embedding, workspace: Workspace | None = None) -> SharedImage:
-        """What all points on one crop share; made once per crop, about the cost of one point.
+    def prepare(self, embedding: Embedding, *, tokens: int = 2) -> PreparedImage:
+        """What all prompts on one crop share; made once per crop, about the cost of some points.
 
-        With the same `workspace` for one crop after the other its memory is taken from the system once.
+        `tokens`: how many each prompt has, a point being two with its padding.
         """
         assert len(embedding) == 1, f"{len(embedding)} crops: take one, `embedding[n]`"
         _, no_mask_1DGG = self.prompt_encoder()
-        position_1DGG = self.prompt_encoder.grid_encoding()
-        return share(self.mask_decoder, embedding.features_NDGG, position_1DGG, no_mask_1DGG, workspace or Workspace())
+        images = embedding.features_NDGG, self.prompt_encoder.grid_encoding(), no_mask_1DGG
+        prepare = factor if can_factor(self.mask_decoder, embedding.features_NDGG, tokens) else share
+        return prepare(self.mask_decoder, *images)
 
     @torch.no_grad()
-    def decode(self, image: SharedImage, points: Points) -> MaskLogits:
-        """Three masks for each point, as one foreground click; fastest in small chunks (1 to 8 points on a CPU).
+    def decode(self, image: PreparedImage, points: Points, workspace: Workspace | None = None) -> MaskLogits:
+        """Three masks for each point, as one foreground click; fastest in small chunks (8 points on a CPU).
 
-        The logits lie in the image's workspace: the next `decode` that uses it overwrites them.
+        With the same `workspace` for one chunk after the other its memory is taken from the system once; the logits lie
+        in it: the next `decode` overwrites them.
         """
         unit_P12 = self.prompt_encoder.to_unit(points.xy_P2[:, None]).to(self.device)
         labels_P1 = torch.full((len(points), 1), FOREGROUND, device=self.device)
         sparse_P2D = self.prompt_encoder.embed_points(*close(unit_P12, labels_P1))
-        logits_PMLL, iou_PM = decode_shared(self.mask_decoder, image, sparse_P2D)
+        logits_PMLL, iou_PM = self.decode_tokens(image, sparse_P2D, workspace)
         return MaskLogits(logits_PMLL.float(), iou_PM.float(), points)
+
+    @torch.no_grad()
+    def decode_tokens(
+        self, image: PreparedImage, sparse_PKD: Tensor, workspace: Workspace | None = None, *, multimask: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """As `decode`, for prompts that are embedded already, without masks: logits (P, M, L, L) and IoU (P, M)."""
+        workspace = workspace or Workspace()
+        if isinstance(image, FactoredImage):
+            return decode_factored(self.mask_decoder, image, sparse_PKD, workspace, multimask=multimask)
+        return decode_shared(self.mask_decoder, image, sparse_PKD, workspace, multimask=multimask)
 
     @torch.no_grad()
     def predict(
@@ -110,7 +126,7 @@ class Sam(nn.Module):
         return Prediction(logits_PMLL.float(), iou_PM.float())
 
 
-def build_sam(config: SamConfig) -> Sam:
+def build_sam(config: Architecture) -> Sam:
     """A model of this architecture in evaluation mode, its weights not loaded yet."""
     if isinstance(config.encoder, TinyVitConfig):
         image_encoder = TinyVit(config.encoder, channels=config.channels)

@@ -15,6 +15,7 @@ from amg.sam.layers import LayerNorm2d
 
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = range(4)
 NOT_A_POINT = -1
+PADDING = -10  # of the transformers library: makes prompts of few points as long as those of many
 
 
 class PromptEncoder(nn.Module):
@@ -65,19 +66,20 @@ class PromptEncoder(nn.Module):
         return ((xy + 0.5) / self.side).to(self.no_mask_embed.weight.dtype)
 
     def embed_points(self, unit_PK2: Tensor, labels_PK: Tensor) -> Tensor:
-        """(P, K, D): where a point is plus what it means; for 'not a point' only the latter."""
+        """(P, K, D): where a point is plus what it means; for 'not a point' only the latter, for padding nothing."""
         where_PKD = self.pe_layer(unit_PK2)
         kinds_4D = torch.cat([embedding.weight for embedding in self.point_embeddings])  # pyright: ignore
         points_PKD = where_PKD + kinds_4D[labels_PK.clamp(min=0)]
-        return torch.where(labels_PK[..., None] == NOT_A_POINT, self.not_a_point_embed.weight, points_PKD)
+        points_PKD = torch.where(labels_PK[..., None] == NOT_A_POINT, self.not_a_point_embed.weight, points_PKD)
+        return torch.where(labels_PK[..., None] == PADDING, 0.0, points_PKD)
 
     def grid_encoding(self) -> Tensor:
         """The position of every image token, (1, D, G, G)."""
-        at_G = (torch.arange(self.grid, device=self.no_mask_embed.weight.device) + 0.5) / self.grid
+        weight = self.no_mask_embed.weight
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        at_G = (torch.arange(self.grid, device=weight.device, dtype=exact) + 0.5) / self.grid
         x_GG, y_GG = at_G.expand(self.grid, -1), at_G[:, None].expand(-1, self.grid)
-        return self.pe_layer(torch.stack([x_GG, y_GG], dim=-1).to(self.no_mask_embed.weight.dtype)).permute(2, 0, 1)[
-            None
-        ]
+        return self.pe_layer(torch.stack([x_GG, y_GG], dim=-1).to(weight.dtype)).permute(2, 0, 1)[None]
 
 
 class RandomFourier(nn.Module):

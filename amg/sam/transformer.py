@@ -13,17 +13,33 @@ from amg.sam.layers import Mlp
 
 
 class TwoWayTransformer(nn.Module):
-    def __init__(self, *, depth: int, width: int, heads: int, mlp_width: int) -> None:
+    def __init__(self, *, depth: int, width: int, heads: int, mlp_width: int, downsample: int = 2) -> None:
         super().__init__()
         self.layers = nn.ModuleList(TwoWayBlock(width, heads, mlp_width, first=index == 0) for index in range(depth))
-        self.final_attn_token_to_image = Attention(width, heads, inner=width // 2)
+        self.final_attn_token_to_image = Attention(width, heads, inner=width // downsample)
         self.norm_final_attn = nn.LayerNorm(width)
 
-    def forward(self, tokens_PTD: Tensor, image_PID: Tensor, position_PID: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens and the image tokens after all blocks; a first dimension of 1 counts for every prompt."""
+    def forward(
+        self,
+        tokens_PTD: Tensor,
+        image_PID: Tensor,
+        position_PID: Tensor,
+        *,
+        similarity: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens and the image tokens after all blocks; a first dimension of 1 counts for every prompt.
+
+        For one known object (PerSAM, arXiv 2305.03048): `similarity`, which broadcasts to (P, h, T, I), is added to
+        the scores of the tokens with the image in the blocks; `target`, to (P, T, D), to the tokens before each block.
+        """
+        if target is not None:
+            tokens_PTD = tokens_PTD + target
         queries_PTD, keys_PID = tokens_PTD, image_PID
-        for block in self.layers:
-            queries_PTD, keys_PID = block(queries_PTD, keys_PID, tokens_PTD, position_PID)
+        for index, block in enumerate(self.layers):
+            if target is not None and index > 0:
+                queries_PTD = queries_PTD + target
+            queries_PTD, keys_PID = block(queries_PTD, keys_PID, tokens_PTD, position_PID, similarity)
         found_PTD = self.final_attn_token_to_image(queries_PTD + tokens_PTD, keys_PID + position_PID, keys_PID)
         return self.norm_final_attn(queries_PTD + found_PTD), keys_PID
 
@@ -48,11 +64,16 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(width, heads, inner=width // 2)
 
     def forward(
-        self, queries_PTD: Tensor, keys_PID: Tensor, tokens_PTD: Tensor, position_PID: Tensor
+        self,
+        queries_PTD: Tensor,
+        keys_PID: Tensor,
+        tokens_PTD: Tensor,
+        position_PID: Tensor,
+        similarity: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         queries_PTD = self.attend_to_each_other(queries_PTD, tokens_PTD)
         placed_PID = keys_PID + position_PID
-        found_PTD = self.cross_attn_token_to_image(queries_PTD + tokens_PTD, placed_PID, keys_PID)
+        found_PTD = self.cross_attn_token_to_image(queries_PTD + tokens_PTD, placed_PID, keys_PID, similarity)
         queries_PTD = self.take_in(queries_PTD, found_PTD)
         told_PID = self.cross_attn_image_to_token(placed_PID, queries_PTD + tokens_PTD, queries_PTD)
         return queries_PTD, self.norm4(keys_PID + told_PID)
@@ -80,11 +101,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, inner)
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(self, q_PAD: Tensor, k_PBD: Tensor, v_PBD: Tensor) -> Tensor:
+    def forward(self, q_PAD: Tensor, k_PBD: Tensor, v_PBD: Tensor, bias: Tensor | None = None) -> Tensor:
         q_PhAc = self.split(self.q_proj(q_PAD))
         k_PhBc = self.split(self.k_proj(k_PBD))
         v_PhBc = self.split(self.v_proj(v_PBD))
-        return self.out_proj(self.join(F.scaled_dot_product_attention(q_PhAc, k_PhBc, v_PhBc)))
+        return self.out_proj(self.join(F.scaled_dot_product_attention(q_PhAc, k_PhBc, v_PhBc, attn_mask=bias)))
 
     def split(self, x_PAC: Tensor) -> Tensor:
         """Channels to heads: (P, h, A, c)."""
