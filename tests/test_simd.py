@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import erf
 
-from amg.kernels import decoder, simd
+from amg.kernels import simd
 
 GUARD = np.float32(12345)
 
@@ -44,9 +44,23 @@ def _gelu_and_dots(z, bias, weights, out, columns):  # type: ignore[no-untyped-d
 
 
 @numba.njit
-def _exp(x, out):  # type: ignore[no-untyped-def]
-    for i in range(len(x)):
-        out[i] = decoder._exp(x[i])
+def _weigh(a, top, scale1, scale2, out, columns):  # type: ignore[no-untyped-def]
+    return simd.weigh(a, 16, top, scale1, 0, scale2, 0, out, 0, columns)
+
+
+@numba.njit
+def _combine(a, b, c, scale, columns):  # type: ignore[no-untyped-def]
+    return simd.combine(a, 0, b, 16, c, 0, scale, 0, columns)
+
+
+@numba.njit
+def _combine_twice(a, b, c, d, scale1, scale2, columns):  # type: ignore[no-untyped-def]
+    return simd.combine_twice(a, 0, b, 16, c, 0, d, 0, scale1, 0, scale2, 0, columns)
+
+
+@numba.njit
+def _shares(scores, tokens, out, columns):  # type: ignore[no-untyped-def]
+    simd.shares_of_tokens(scores, 0, scores.shape[1], tokens, out, out.shape[1], out.shape[1], columns)
 
 
 def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,10 +125,47 @@ def test_gelu_is_as_near_as_a_librarys() -> None:
 
 
 def test_the_exponential_function_is_as_near_as_a_librarys() -> None:
-    x = np.linspace(-86, 0, 100_001, dtype=np.float32)
-    out = np.zeros_like(x)
-    _exp(x, out)
-    assert np.abs(out / np.exp(x.astype(np.float64)) - 1).max() <= 3e-7
-    _exp(np.array([-1000, -np.inf], np.float32), out[:2])
-    assert (out[:2] < 1e-37).all()
-    assert (out[:2] >= 0).all()
+    x = np.linspace(-86, 0, 128 * 1000, dtype=np.float32)
+    a, ones, out = np.concatenate([np.zeros(16, np.float32), x]), np.ones(x.size, np.float32), np.zeros_like(x)
+    total = _weigh(a, np.float32(0), ones, ones, out, x.size)
+    wanted = np.exp(x.astype(np.float64))
+    assert np.abs(out / wanted - 1).max() <= 2e-7
+    assert abs(total / wanted.sum() - 1) <= 1e-5
+    a[16:] = -np.inf
+    _weigh(a, np.float32(0), ones, ones, out, x.size)
+    assert (out < 1e-37).all()
+    assert (out >= 0).all()
+
+
+def test_weights_are_scaled_twice_and_their_sum_is_not() -> None:
+    a, scale1, scale2 = numbers(16 + 512), numbers(512, seed=1), numbers(512, seed=2)
+    before, out = a.copy(), np.zeros(512, np.float32)
+    total = _weigh(a, np.float32(5), scale1, scale2, out, 512)
+    wanted = np.exp(before[16:].astype(np.float64) - 5)
+    np.testing.assert_allclose(out, wanted * scale1, rtol=1e-5)
+    np.testing.assert_allclose(a[16:], wanted * scale1 * scale2, rtol=1e-5)
+    assert total == pytest.approx(wanted.sum(), rel=1e-5)
+    assert (a[:16] == before[:16]).all()
+
+
+def test_rows_are_combined_and_the_greatest_is_told() -> None:
+    a, b, c, d = (numbers(16 + 512, seed=seed) - 9 for seed in range(4))
+    scale1, scale2 = numbers(512, seed=5), numbers(512, seed=6)
+    once = (a[:512] + b[16:]).astype(np.float64) * scale1 + c[:512]
+    twice = (a[:512].astype(np.float64) * scale1 + b[16:] + c[:512]) * scale2 + d[:512]
+    first, second = a.copy(), a.copy()
+    assert _combine(first, b, c, scale1, 512) == pytest.approx(once.max(), rel=1e-5)
+    assert _combine_twice(second, b, c, d, scale1, scale2, 512) == pytest.approx(twice.max(), rel=1e-5)
+    np.testing.assert_allclose(first[:512], once, atol=2e-5)
+    np.testing.assert_allclose(second[:512], twice, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 7, 13])
+def test_shares_of_tokens_are_a_softmax_without_its_last(tokens: int) -> None:
+    scores, out = 20 * numbers(tokens, 528), np.full((tokens + 1, 528), GUARD)
+    weights = np.exp(scores[:, :512].astype(np.float64) - scores[:, :512].max(0))
+    _shares(scores, tokens, out, 512)
+    np.testing.assert_allclose(out[1:tokens, :512], (weights / weights.sum(0))[:-1], atol=1e-6)
+    assert (out[0] == GUARD).all()
+    assert (out[tokens] == GUARD).all()
+    assert (out[:, 512:] == GUARD).all()

@@ -12,17 +12,19 @@ import math
 
 import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from amg.kernels.simd import (
     COLUMNS,
     ROWS,
     add_products_of_rows,
+    combine,
+    combine_twice,
     gelu_and_3_dots,
     gelu_and_dot,
     normalise_and_gelu,
     product,
+    shares_of_tokens,
+    weigh,
 )
 
 PAD = 16
@@ -51,55 +53,8 @@ def tile_size(tokens: int) -> int:
     return size if tokens % size == 0 and size % COLUMNS == 0 and size % min(size, DRAWN) == 0 else 0
 
 
-@intrinsic
-def _as_float(typing_context, bits):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.int32), code
-
-
 _F = np.float32
-_ROUND = _F(12582912.0)  # 1.5 * 2**23: adding it leaves a float32 without a fraction
-_LOG2E = _F(1.4426950408889634)
-_LN2 = _F(0.693359375)  # so few bits that its product with a whole number is exact
-_LN2_REST = _F(0.00030613186637114595)  # what is missing, in powers of 2
-_LEAST = _F(-87.0)
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]
-    """e**x for x <= 0, relative error 2e-7; 2**fraction by a polynomial that was fitted for the least largest error."""
-    x = max(x, _LEAST)
-    whole = (x * _LOG2E + _ROUND) - _ROUND
-    f = (x - whole * _LN2) * _LOG2E + whole * _LN2_REST
-    p = _F(0.0013399931213394526) + f * _F(0.00015345811244680635)
-    p = _F(0.00961848895994292) + f * p
-    p = _F(0.055503287769833994) + f * p
-    p = _F(0.24022646890607866) + f * p
-    p = _F(0.693147205737257) + f * p
-    p = _F(1.0) + f * p
-    return p * _as_float((np.int32(whole) + np.int32(127)) << np.int32(23))
-
-
 _EXACT = {"nogil": True, "cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
-_SUMS = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nnan", "nsz"}, "error_model": "numpy"}
-
-
-@numba.njit(**_SUMS)
-def _largest(row, n):  # type: ignore[no-untyped-def]
-    most = row[0]
-    for i in range(n):
-        most = max(most, row[i])
-    return most
-
-
-@numba.njit(**_SUMS)
-def _sum(row, n):  # type: ignore[no-untyped-def]
-    total = _F(0)
-    for i in range(n):
-        total += row[i]
-    return total
 
 
 @numba.njit(**_EXACT)
@@ -127,89 +82,53 @@ def _each_head_back(left_hXN, image, tile, block, out_hXc, n):  # type: ignore[n
 
 
 @numba.njit(**_EXACT)
-def _softmax_of_tokens(scores_hXN, first, tokens, out_FN, n, work_WN):  # type: ignore[no-untyped-def]
-    """The shares of all tokens but the last, head by head, from the scores of rows `first` to `first + tokens`."""
-    top, total = work_WN[0], work_WN[1]
-    for h in range(scores_hXN.shape[0]):
-        for i in range(n):
-            top[i] = scores_hXN[h, first, i]
-            total[i] = _F(0)
-        for t in range(1, tokens):
-            row = scores_hXN[h, first + t]
-            for i in range(n):
-                top[i] = max(top[i], row[i])
-        for t in range(tokens - 1):
-            row, out = scores_hXN[h, first + t], out_FN[h * (tokens - 1) + t]
-            for i in range(n):
-                value = _exp(row[i] - top[i])
-                out[i] = value
-                total[i] += value
-        row = scores_hXN[h, first + tokens - 1]
-        for i in range(n):
-            total[i] = _F(1) / (total[i] + _exp(row[i] - top[i]))
-        for t in range(tokens - 1):
-            out = out_FN[h * (tokens - 1) + t]
-            for i in range(n):
-                out[i] *= total[i]
+def _answer(scores_hXN, p, tokens, factors, tile, first, n):  # type: ignore[no-untyped-def]
+    """A prompt's factors from row `first` on: the shares of all tokens but the last, head by head, and a 1."""
+    heads, rows, pitch = scores_hXN.shape
+    at = ((tile * factors.shape[1] + p) * factors.shape[2] + first) * pitch
+    for h in range(heads):
+        start = (h * rows + p * tokens) * pitch
+        shares_of_tokens(scores_hXN, start, pitch, tokens, factors, at + h * (tokens - 1) * pitch, pitch, n)
+    constant = factors[tile, p, first + heads * (tokens - 1)]
+    for i in range(n):
+        constant[i] = _F(1)
 
 
 @numba.njit(**_EXACT)
-def _constant(cross_hXN, row, given, out, n):  # type: ignore[no-untyped-def]
+def _in_common(cross_hXN, p, tokens, given, out, n):  # type: ignore[no-untyped-def]
     """What the constant factor's vector has in common with the image: the last tokens' of all heads, and the bias."""
     for i in range(n):
         out[i] = given[i]
     for h in range(cross_hXN.shape[0]):
-        line = cross_hXN[h, row]
+        line = cross_hXN[h, p * tokens + tokens - 1]
         for i in range(n):
             out[i] += line[i]
 
 
 @numba.njit(**_EXACT)
-def _rescale(accumulated, factor):  # type: ignore[no-untyped-def]
-    for j in range(len(accumulated)):
-        accumulated[j] *= factor
+def _take_note(here, most_BR, sums_BR, seen_BRF, seen_hXc, p, h, t, first_tile):  # type: ignore[no-untyped-def]
+    """The greatest score so far, of softmax over all tiles one after the other; `here` is this tile's.
 
-
-@numba.njit(**_EXACT)
-def _weigh(score, most, sums, x, row, first_tile, n):  # type: ignore[no-untyped-def]
-    """Turn a row of scores into weights in place, as softmax over all tiles does one tile after the other.
-
-    Returns what the sums of earlier tiles have to be multiplied with.
+    Where it grows, what was summed up is scaled down.
     """
-    here = _largest(score, n)
-    if first_tile or here > most[x, row]:
-        factor = _F(0) if first_tile else _exp(most[x, row] - here)
-        most[x, row] = here
-    else:
-        factor = _F(1)
-    top = most[x, row]
-    for i in range(n):
-        score[i] = _exp(score[i] - top)
-    sums[x, row] = sums[x, row] * factor + _sum(score, n)
-    return factor
+    tokens = seen_hXc.shape[1] // len(seen_BRF)
+    x = h * tokens + t
+    if first_tile:
+        most_BR[p, x] = here
+    elif here > most_BR[p, x]:
+        factor = _F(math.exp(most_BR[p, x] - here))
+        most_BR[p, x] = here
+        sums_BR[p, x] *= factor
+        seen_BRF[p, x] *= factor
+        seen_hXc[h, p * tokens + t] *= factor
+    return most_BR[p, x]
 
 
 @numba.njit(**_EXACT)
 def first_pass(  # type: ignore[no-untyped-def]
-    image,
-    k1,
-    v1,
-    q2,
-    mix_BXF,
-    n,
-    channels,
-    eps,
-    factors,
-    most_BR,
-    sums_BR,
-    seen_BRF,
-    seen_hXc,
-    a_hXN,
-    b_hXN,
-    y_YN,
-    e_RN,
-    work_WN,
-):
+    image, k1, v1, q2, mix_BXF, n, channels, eps, factors, most_BR, sums_BR, seen_BRF, seen_hXc, a_hXN, b_hXN, c_hXN,
+    y_YN, e_RN, work_WN,
+):  # fmt: skip
     """The first block's answers to the image as factors, and what the second block's tokens see in it.
 
     k1, v1, q2: (h, B*T, c), v1 as differences to the last token's, which stays. mix: for each prompt the factors'
@@ -222,96 +141,51 @@ def first_pass(  # type: ignore[no-untyped-def]
     r = heads * tokens
     pitch = image.shape[2]
     single = image.shape[1] - SINGLES
-    r1, common = work_WN[2], work_WN[3]
+    columns = seen_BRF.shape[2]
+    r1, common, ones = work_WN[0], work_WN[1], work_WN[2]
+    ones[:] = _F(1)
     inverse = _F(1) / _F(channels)
     for tile in range(tiles):
         _each_head(k1, image, tile, ASK1, a_hXN, n)
         for p in range(prompts):
-            _softmax_of_tokens(a_hXN, p * tokens, tokens, factors[tile, p], n, work_WN)
-            for i in range(n):
-                factors[tile, p, f - 1, i] = _F(1)
-        _each_head(v1, image, tile, CROSS1, b_hXN, n)
-        # the squares first, for all prompts: `b` is needed again
-        for p in range(prompts):
-            _constant(b_hXN, p * tokens + tokens - 1, image[tile, single + CONSTANT1], common, n)
-            for i in range(n):
-                b_hXN[0, p * tokens + tokens - 1, i] = common[i]
+            _answer(a_hXN, p, tokens, factors, tile, 0, n)
         _each_head(q2, image, tile, KEY2, a_hXN, n)
+        _each_head(v1, image, tile, CROSS1, b_hXN, n)
+        _each_head(q2, image, tile, PLACED_KEY2, c_hXN, n)
         for p in range(prompts):
             at = (tile * prompts + p) * factors.shape[2] * pitch
             product(mix_BXF, p * mix_BXF.shape[1] * f, f, factors, at, pitch, y_YN, 0, pitch, mix_BXF.shape[1], n, f)
-            square = image[tile, single + SQUARE1]
+            _in_common(b_hXN, p, tokens, image[tile, single + CONSTANT1], common, n)
+            square, own = image[tile, single + SQUARE1], y_YN[r + f - 1]
             for i in range(n):
-                r1[i] = square[i]
+                r1[i] = square[i] + _F(2) * common[i] + own[i]
             for h in range(heads):
                 for t in range(tokens - 1):
-                    share, cross, own = (
-                        factors[tile, p, h * (tokens - 1) + t],
-                        b_hXN[h, p * tokens + t],
-                        y_YN[r + h * (tokens - 1) + t],
-                    )
+                    x = h * (tokens - 1) + t
+                    share, cross, own = factors[tile, p, x], b_hXN[h, p * tokens + t], y_YN[r + x]
                     for i in range(n):
                         r1[i] += share[i] * (_F(2) * cross[i] + own[i])
-            common_row, own = b_hXN[0, p * tokens + tokens - 1], y_YN[r + f - 1]
             for i in range(n):
-                r1[i] = _F(1) / math.sqrt((r1[i] + _F(2) * common_row[i] + own[i]) * inverse + eps)
+                r1[i] = _F(1) / math.sqrt(r1[i] * inverse + eps)
             for x in range(f):
                 share = factors[tile, p, x]
                 for i in range(n):
                     share[i] *= r1[i]
             for h in range(heads):
                 for t in range(tokens):
-                    score, mixed = a_hXN[h, p * tokens + t], y_YN[h * tokens + t]
-                    for i in range(n):
-                        score[i] = (score[i] + mixed[i]) * r1[i]
-        _each_head(q2, image, tile, PLACED_KEY2, b_hXN, n)
-        for p in range(prompts):
-            r1_row = factors[tile, p, f - 1]
-            for h in range(heads):
-                for t in range(tokens):
-                    x = h * tokens + t
-                    score, placed, weight = a_hXN[h, p * tokens + t], b_hXN[h, p * tokens + t], e_RN[x]
-                    for i in range(n):
-                        weight[i] = score[i] + placed[i]
-                    factor = _weigh(weight, most_BR, sums_BR, p, x, tile == 0, n)
-                    if factor != _F(1):
-                        _rescale(seen_BRF[p, x], factor)
-                        _rescale(seen_hXc[h, p * tokens + t], factor)
-                    for i in range(n):
-                        score[i] = weight[i] * r1_row[i]
-            at = (tile * prompts + p) * factors.shape[2] * pitch
-            columns = seen_BRF.shape[2]
+                    x, line = h * tokens + t, (h * rows + p * tokens + t) * pitch
+                    here = combine(a_hXN, line, y_YN, x * pitch, c_hXN, line, work_WN, 0, n)
+                    top = _take_note(here, most_BR, sums_BR, seen_BRF, seen_hXc, p, h, t, tile == 0)
+                    sums_BR[p, x] += weigh(a_hXN, line, top, work_WN, 2 * pitch, work_WN, 0, e_RN, x * pitch, n)
             add_products_of_rows(e_RN, 0, pitch, factors, at, pitch, seen_BRF, p * r * columns, columns, r, columns, n)
         _each_head_back(a_hXN, image, tile, VALUE2, seen_hXc, n)
 
 
 @numba.njit(**_EXACT)
 def second_pass(  # type: ignore[no-untyped-def]
-    image,
-    v1,
-    k2,
-    v2,
-    q3,
-    ask_BRF,
-    mix1_BXF,
-    mix2_BXF,
-    n,
-    channels,
-    eps,
-    factors,
-    most_BR,
-    sums_BR,
-    seen_BRF,
-    seen_hXc,
-    a_hXN,
-    b_hXN,
-    c_hXN,
-    d_hXN,
-    y_YN,
-    z_YN,
-    e_RN,
-    work_WN,
-):
+    image, v1, k2, v2, q3, ask_BRF, mix1_BXF, mix2_BXF, n, channels, eps, factors, most_BR, sums_BR, seen_BRF, seen_hXc,
+    a_hXN, b_hXN, c_hXN, d_hXN, y_YN, z_YN, e_RN, work_WN,
+):  # fmt: skip
     """The second block's answers as factors F to 2F, row 2F the image tokens' deviation; what the last tokens see.
 
     ask: the first factors' coefficients of the second block's scores. mix1: those of R scores of the last attention, of
@@ -324,7 +198,9 @@ def second_pass(  # type: ignore[no-untyped-def]
     r = heads * tokens
     pitch = image.shape[2]
     single = image.shape[1] - SINGLES
-    r2, common, common2 = work_WN[2], work_WN[3], work_WN[4]
+    columns = seen_BRF.shape[2]
+    x1, x2 = mix1_BXF.shape[1], mix2_BXF.shape[1]
+    r2, common, common2 = work_WN[0], work_WN[1], work_WN[2]
     inverse = _F(1) / _F(channels)
     for tile in range(tiles):
         _each_head(k2, image, tile, ASK2, a_hXN, n)
@@ -338,39 +214,31 @@ def second_pass(  # type: ignore[no-untyped-def]
                     score, placed, mixed = a_hXN[h, p * tokens + t], b_hXN[h, p * tokens + t], y_YN[h * tokens + t]
                     for i in range(n):
                         score[i] = score[i] * r1[i] + mixed[i] + placed[i]
-            _softmax_of_tokens(a_hXN, p * tokens, tokens, factors[tile, p, f:], n, work_WN)
-            for i in range(n):
-                factors[tile, p, 2 * f - 1, i] = _F(1)
+            _answer(a_hXN, p, tokens, factors, tile, f, n)
         _each_head(v1, image, tile, CROSS2, a_hXN, n)
         _each_head(v2, image, tile, CROSS3, b_hXN, n)
         _each_head(q3, image, tile, KEY3, c_hXN, n)
         _each_head(q3, image, tile, PLACED_KEY3, d_hXN, n)
         for p in range(prompts):
             at = (tile * prompts + p) * factors.shape[2] * pitch
-            x1, x2 = mix1_BXF.shape[1], mix2_BXF.shape[1]
             product(mix1_BXF, p * x1 * f, f, factors, at, pitch, y_YN, 0, pitch, x1, n, f)
             product(mix2_BXF, p * x2 * f, f, factors, at + f * pitch, pitch, z_YN, 0, pitch, x2, n, f)
-            last = p * tokens + tokens - 1
-            _constant(a_hXN, last, image[tile, single + CONSTANT2], common, n)
-            _constant(b_hXN, last, image[tile, single + CONSTANT3], common2, n)
+            _in_common(a_hXN, p, tokens, image[tile, single + CONSTANT2], common, n)
+            _in_common(b_hXN, p, tokens, image[tile, single + CONSTANT3], common2, n)
             r1, square = factors[tile, p, f - 1], image[tile, single + SQUARE2]
             own, both, own2 = y_YN[r + f - 1], y_YN[r + 2 * f - 1], z_YN[r + f - 1]
             for i in range(n):
-                r2[i] = (
-                    r1[i] * (r1[i] * (square[i] + _F(2) * common[i]) + own[i] + _F(2) * common2[i]) + both[i] + own2[i]
-                )
+                r2[i] = r1[i] * (square[i] + _F(2) * common[i]) + own[i] + _F(2) * common2[i]
+            for i in range(n):
+                r2[i] = r2[i] * r1[i] + both[i] + own2[i]
             for h in range(heads):
                 for t in range(tokens - 1):
                     x = h * (tokens - 1) + t
                     share, cross, own = factors[tile, p, x], a_hXN[h, p * tokens + t], y_YN[r + x]
                     for i in range(n):
                         r2[i] += share[i] * (_F(2) * r1[i] * cross[i] + own[i])
-                    share, cross, both, own2 = (
-                        factors[tile, p, f + x],
-                        b_hXN[h, p * tokens + t],
-                        y_YN[r + f + x],
-                        z_YN[r + x],
-                    )
+                    share, cross, both = factors[tile, p, f + x], b_hXN[h, p * tokens + t], y_YN[r + f + x]
+                    own2 = z_YN[r + x]
                     for i in range(n):
                         r2[i] += share[i] * (_F(2) * r1[i] * cross[i] + both[i] + own2[i])
             deviation = factors[tile, p, 2 * f]
@@ -379,41 +247,24 @@ def second_pass(  # type: ignore[no-untyped-def]
                 r2[i] = _F(1) / deviation[i]
             for h in range(heads):
                 for t in range(tokens):
-                    x = h * tokens + t
-                    score, placed, weight = c_hXN[h, p * tokens + t], d_hXN[h, p * tokens + t], e_RN[x]
-                    mixed, mixed2 = y_YN[x], z_YN[x]
-                    for i in range(n):
-                        weight[i] = r2[i] * (r1[i] * score[i] + mixed[i] + mixed2[i]) + placed[i]
-                    factor = _weigh(weight, most_BR, sums_BR, p, x, tile == 0, n)
-                    if factor != _F(1):
-                        _rescale(seen_BRF[p, x], factor)
-                        _rescale(seen_hXc[h, p * tokens + t], factor)
-                    for i in range(n):
-                        weight[i] *= r2[i]
-                        score[i] = weight[i] * r1[i]
-            columns = seen_BRF.shape[2]
+                    x, line = h * tokens + t, (h * rows + p * tokens + t) * pitch
+                    here = combine_twice(
+                        c_hXN, line, y_YN, x * pitch, z_YN, x * pitch, d_hXN, line, factors, at + (f - 1) * pitch,
+                        work_WN, 0, n,
+                    )  # fmt: skip
+                    top = _take_note(here, most_BR, sums_BR, seen_BRF, seen_hXc, p, h, t, tile == 0)
+                    sums_BR[p, x] += weigh(
+                        c_hXN, line, top, work_WN, 0, factors, at + (f - 1) * pitch, e_RN, x * pitch, n
+                    )
             add_products_of_rows(e_RN, 0, pitch, factors, at, pitch, seen_BRF, p * r * columns, columns, r, columns, n)
         _each_head_back(c_hXN, image, tile, VALUE3, seen_hXc, n)
 
 
 @numba.njit(**_EXACT)
 def draw(  # type: ignore[no-untyped-def]
-    image,
-    conv1_BXF,
-    norm_weight,
-    norm_bias,
-    norm_eps,
-    conv2_XU,
-    conv2_bias,
-    masks_PMX,
-    n,
-    grid,
-    factors,
-    logits_PMLL,
-    y_YN,
-    z_YN,
-    work_WN,
-):
+    image, conv1_BXF, norm_weight, norm_bias, norm_eps, conv2_XU, conv2_bias, masks_PMX, n, grid, factors, logits_PMLL,
+    y_YN, z_YN, work_WN,
+):  # fmt: skip
     """Mask logits (P, M, 4G, 4G) of the first P prompts, from their factors.
 
     conv1: (B, 4U, 2F+1), conv2: (4V, U), masks: (P, M, V).

@@ -10,7 +10,7 @@ The width of a vector is that of the machine that compiles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,19 @@ SHARE_BELOW = (
     0.0019254828732807915,
     0.029027814096531976,
     0.25312272454755075,
+    1.0,
+)
+
+LOG2E = 1.4426950408889634
+LN2_SHORT = 0.693359375  # so few bits that its product with a whole number is exact
+LN2_REST = 0.00030613186637114595  # what is missing, in powers of 2
+POWER_OF_2 = (  # 2**x for |x| <= 1/2, fitted for the least largest relative error
+    0.00015345811244680635,
+    0.0013399931213394526,
+    0.00961848895994292,
+    0.055503287769833994,
+    0.24022646890607866,
+    0.693147205737257,
     1.0,
 )
 
@@ -126,6 +139,23 @@ class _Code:
         quotient = b.fdiv(b.fmul(z, self.polynomial(u, SHARE_ABOVE)), self.polynomial(u, SHARE_BELOW))
         return b.fmul(x, b.fadd(self.constant(0.5), quotient))
 
+    def exp(self, x: Any) -> Any:
+        """e**x for x <= 0, relative error 1e-7; below -87, where it would be no normal number, as at -87."""
+        b = self.builder
+        least = self.constant(-87.0)
+        x = b.select(b.fcmp_ordered("<", x, least), least, x)
+        # Adding 1.5 * 2**23 leaves a float32 without a fraction.
+        whole = b.fsub(self.fma(x, self.constant(LOG2E), self.constant(2.0**23 * 1.5)), self.constant(2.0**23 * 1.5))
+        rest = self.fma(whole, self.constant(-LN2_SHORT), x)
+        fraction = self.fma(rest, self.constant(LOG2E), b.fmul(whole, self.constant(LN2_REST)))
+        words = ir.VectorType(ir.IntType(32), LANES)
+        exponent = b.add(b.fptosi(whole, words), ir.Constant(words, [127] * LANES))
+        power = b.bitcast(b.shl(exponent, ir.Constant(words, [23] * LANES)), _VECTOR)
+        return b.fmul(self.polynomial(fraction, POWER_OF_2), power)
+
+    def greater(self, x: Any, y: Any) -> Any:
+        return self.builder.select(self.builder.fcmp_ordered(">", x, y), x, y)
+
     def root(self, x: Any) -> Any:
         kind = ir.FunctionType(_VECTOR, [_VECTOR])
         function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.sqrt.v{LANES}f32")
@@ -136,6 +166,12 @@ class _Code:
         kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
         function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
         return self.builder.call(function, [ir.Constant(_FLOAT, 0.0), vector], fastmath=("reassoc",))
+
+    def most(self, vector: Any) -> Any:
+        """The greatest lane."""
+        kind = ir.FunctionType(_FLOAT, [_VECTOR])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.vector.reduce.fmax.v{LANES}f32")
+        return self.builder.call(function, [vector], fastmath=("nnan",))
 
     def sums(self, n: int) -> list[Any]:
         """Places for n vectors; the compiler keeps them in registers."""
@@ -339,3 +375,112 @@ def _gelu_and_dots_code(code: _Code, kinds: Any, values: Any, masks: int) -> Non
             places = code.line(out, code.number(m), out_pitch, column, width)
             for j in range(width):
                 code.store(b.load(sums[m * width + j]), places[j])
+
+
+@intrinsic
+def shares_of_tokens(typing_context, scores, start, pitch, tokens, out, out_start, out_pitch, columns):  # type: ignore[no-untyped-def]
+    """OUT = softmax over the rows of (tokens, columns) scores, the last row left out; SCORES are overwritten."""
+
+    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        _shares_of_tokens(_Code(context, builder), signature.args, values)
+        return context.get_dummy_value()
+
+    return types.none(scores, *_MATRIX, types.intp, out, *_MATRIX, types.intp), code
+
+
+def _shares_of_tokens(code: _Code, kinds: Any, values: Any) -> None:
+    b, width = code.builder, 2
+    scores, out = (code.data(kinds[i], values[i], values[i + 1]) for i in (0, 4))
+    pitch, tokens, out_pitch, columns = values[2], values[3], values[6], values[7]
+    tops, sums = code.sums(width), code.sums(width)
+    with code.steps(columns, LANES * width) as (column, _):
+        code.clear(sums)
+        for top, place in zip(tops, code.line(scores, code.number(0), pitch, column, width), strict=True):
+            b.store(code.load(place), top)
+        with code.steps(tokens, 1) as (token, _):
+            for top, place in zip(tops, code.line(scores, token, pitch, column, width), strict=True):
+                b.store(code.greater(code.load(place), b.load(top)), top)
+        with code.steps(tokens, 1) as (token, _):
+            for j, place in enumerate(code.line(scores, token, pitch, column, width)):
+                value = code.exp(b.fsub(code.load(place), b.load(tops[j])))
+                code.store(value, place)
+                b.store(b.fadd(b.load(sums[j]), value), sums[j])
+        inverse = [b.fdiv(code.constant(1.0), b.load(place)) for place in sums]
+        with code.steps(b.sub(tokens, code.number(1)), 1) as (token, _):
+            ins, outs = code.line(scores, token, pitch, column, width), code.line(out, token, out_pitch, column, width)
+            for j in range(width):
+                code.store(b.fmul(code.load(ins[j]), inverse[j]), outs[j])
+
+
+@intrinsic
+def combine(typing_context, a, a_start, b, b_start, c, c_start, scale, scale_start, columns):  # type: ignore[no-untyped-def]
+    """A = (A + B) * scale + C for one row; returns the greatest."""
+
+    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        it = _Code(context, builder)
+        own, other, last, scales = (it.data(signature.args[i], values[i], values[i + 1]) for i in (0, 2, 4, 6))
+
+        def value(column: Any) -> Any:
+            both = builder.fadd(it.load(it.at(own, column)), it.load(it.at(other, column)))
+            return it.fma(both, it.load(it.at(scales, column)), it.load(it.at(last, column)))
+
+        return _combine(it, own, value, values[8])
+
+    return types.float32(a, *_ROW, b, *_ROW, c, *_ROW, scale, *_ROW, types.intp), code
+
+
+@intrinsic
+def combine_twice(  # type: ignore[no-untyped-def]
+    typing_context, a, a_start, b, b_start, c, c_start, d, d_start, scale1, scale1_start, scale2, scale2_start, columns
+):
+    """A = (A * scale1 + B + C) * scale2 + D for one row; returns the greatest."""
+
+    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        it = _Code(context, builder)
+        own, second, third, last, scales1, scales2 = (
+            it.data(signature.args[i], values[i], values[i + 1]) for i in range(0, 12, 2)
+        )
+
+        def value(column: Any) -> Any:
+            both = it.fma(it.load(it.at(own, column)), it.load(it.at(scales1, column)), it.load(it.at(second, column)))
+            all_three = builder.fadd(both, it.load(it.at(third, column)))
+            return it.fma(all_three, it.load(it.at(scales2, column)), it.load(it.at(last, column)))
+
+        return _combine(it, own, value, values[12])
+
+    rows = (part for array in (a, b, c, d, scale1, scale2) for part in (array, *_ROW))
+    return types.float32(*rows, types.intp), code
+
+
+def _combine(code: _Code, own: Any, value: Callable[[Any], Any], columns: Any) -> Any:
+    b = code.builder
+    (most,) = code.sums(1)
+    b.store(code.constant(float("-inf")), most)
+    with code.steps(columns, LANES) as (column, _):
+        here = value(column)
+        code.store(here, code.at(own, column))
+        b.store(code.greater(here, b.load(most)), most)
+    return code.most(b.load(most))
+
+
+@intrinsic
+def weigh(  # type: ignore[no-untyped-def]
+    typing_context, a, a_start, top, scale1, scale1_start, scale2, scale2_start, out, out_start, columns
+):
+    """OUT = e**(A - top) * scale1, A = OUT * scale2, for one row; returns the sum of e**(A - top)."""
+
+    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        it = _Code(context, builder)
+        own, scales1, scales2, out = (it.data(signature.args[i], values[i], values[i + 1]) for i in (0, 3, 5, 7))
+        (total,) = it.sums(1)
+        it.clear([total])
+        with it.steps(values[9], LANES) as (column, _):
+            value = it.exp(builder.fsub(it.load(it.at(own, column)), it.all_lanes(values[2])))
+            builder.store(builder.fadd(builder.load(total), value), total)
+            value = builder.fmul(value, it.load(it.at(scales1, column)))
+            it.store(value, it.at(out, column))
+            it.store(builder.fmul(value, it.load(it.at(scales2, column))), it.at(own, column))
+        return it.total(builder.load(total))
+
+    rows = (scale1, *_ROW, scale2, *_ROW, out, *_ROW)
+    return types.float32(a, *_ROW, types.float32, *rows, types.intp), code

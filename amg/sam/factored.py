@@ -285,6 +285,7 @@ def _first_pass(block: TwoWayBlock, image: FactoredImage, told: _Told, queries_B
         seen_hXc,
         room.scores1,
         room.scores2,
+        room.scores3,
         y_YN,
         room.weights,
         room.rows,
