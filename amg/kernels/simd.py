@@ -189,9 +189,10 @@ class _Code:
         start = self.element(base, row, pitch, column)
         return [self.at(start, self.number(LANES * j)) for j in range(n)]
 
-    def steps(self, end: Any, step: int) -> Any:
-        """A loop over 0, step, ... below `end`."""
-        return cgutils.for_range_slice(self.builder, self.number(0), end, self.number(step), intp=_INDEX)
+    def steps(self, end: Any, step: int, first: Any = None) -> Any:
+        """A loop over 0 (or `first`), then a step further, below `end`."""
+        first = self.number(0) if first is None else first
+        return cgutils.for_range_slice(self.builder, first, end, self.number(step), intp=_INDEX)
 
 
 _MATRIX = (types.intp, types.intp)
@@ -205,7 +206,7 @@ def _signature(a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def product(typing_context, a, a_start, a_pitch, b, b_start, b_pitch, c, c_start, c_pitch, rows, columns, inner):  # type: ignore[no-untyped-def]
-    """C = A B of shapes (rows, inner) and (inner, columns): multiples of ROWS and of COLUMNS."""
+    """C = A B of shapes (rows, inner) and (inner, columns): multiples of ROWS and of LANES, fastest of COLUMNS."""
 
     def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
         _product(_Code(context, builder), signature.args, values)
@@ -216,24 +217,31 @@ def product(typing_context, a, a_start, a_pitch, b, b_start, b_pitch, c, c_start
 
 def _product(code: _Code, kinds: Any, values: Any) -> None:
     b = code.builder
-    a_pitch, b_pitch, c_pitch, (rows, columns, inner) = values[2], values[5], values[8], values[9:]
+    columns = values[10]
+    whole = b.sub(columns, b.urem(columns, code.number(COLUMNS)))
+    _columns_of_product(code, kinds, values, code.number(0), whole, _VECTORS)
+    _columns_of_product(code, kinds, values, whole, columns, 1)
+
+
+def _columns_of_product(code: _Code, kinds: Any, values: Any, first: Any, end: Any, vectors: int) -> None:
+    """The columns from `first` to `end`, so many vectors of them at once."""
+    b = code.builder
+    a_pitch, b_pitch, c_pitch, rows, inner = values[2], values[5], values[8], values[9], values[11]
     left, right, out = (code.data(kinds[i], values[i], values[i + 1]) for i in (0, 3, 6))
-    sums = code.sums(ROWS * _VECTORS)
-    with code.steps(columns, COLUMNS) as (column, _), code.steps(rows, ROWS) as (row, _):
+    sums = code.sums(ROWS * vectors)
+    with code.steps(end, LANES * vectors, first) as (column, _), code.steps(rows, ROWS) as (row, _):
         code.clear(sums)
         left_rows = [code.element(left, b.add(row, code.number(i)), a_pitch, code.number(0)) for i in range(ROWS)]
         with code.steps(inner, 1) as (k, _):
-            line = code.element(right, k, b_pitch, column)
-            vectors = [code.load(code.at(line, code.number(LANES * j))) for j in range(_VECTORS)]
+            values_k = [code.load(place) for place in code.line(right, k, b_pitch, column, vectors)]
             for i in range(ROWS):
                 factor = code.spread(code.at(left_rows[i], k))
-                for j in range(_VECTORS):
-                    place = sums[i * _VECTORS + j]
-                    b.store(code.fma(factor, vectors[j], b.load(place)), place)
+                for j in range(vectors):
+                    place = sums[i * vectors + j]
+                    b.store(code.fma(factor, values_k[j], b.load(place)), place)
         for i in range(ROWS):
-            line = code.element(out, b.add(row, code.number(i)), c_pitch, column)
-            for j in range(_VECTORS):
-                code.store(b.load(sums[i * _VECTORS + j]), code.at(line, code.number(LANES * j)))
+            for j, place in enumerate(code.line(out, b.add(row, code.number(i)), c_pitch, column, vectors)):
+                code.store(b.load(sums[i * vectors + j]), place)
 
 
 @intrinsic
@@ -484,3 +492,47 @@ def weigh(  # type: ignore[no-untyped-def]
 
     rows = (scale1, *_ROW, scale2, *_ROW, out, *_ROW)
     return types.float32(a, *_ROW, types.float32, *rows, types.intp), code
+
+
+@intrinsic
+def add_distances(  # type: ignore[no-untyped-def]
+    typing_context, a, a_start, scale, far, far_start, near, near_start, groups, columns
+):
+    """A = A * scale + far[group] + near for one row of groups of columns; returns the greatest."""
+
+    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        it = _Code(context, builder)
+        own, far, near = (it.data(signature.args[i], values[i], values[j]) for i, j in ((0, 1), (3, 4), (5, 6)))
+        groups, columns = values[7:]
+        (most,) = it.sums(1)
+        builder.store(it.constant(float("-inf")), most)
+        with it.steps(groups, 1) as (group, _):
+            shift = it.spread(it.at(far, group))
+            with it.steps(columns, LANES) as (column, _):
+                place = it.element(own, group, columns, column)
+                value = it.fma(it.load(place), it.all_lanes(values[2]), it.load(it.at(near, column)))
+                value = builder.fadd(value, shift)
+                it.store(value, place)
+                builder.store(it.greater(value, builder.load(most)), most)
+        return it.most(builder.load(most))
+
+    rows = (far, *_ROW, near, *_ROW)
+    return types.float32(a, *_ROW, types.float32, *rows, types.intp, types.intp), code
+
+
+@intrinsic
+def exponentials(typing_context, a, a_start, top, columns):  # type: ignore[no-untyped-def]
+    """A = e**(A - top) for one row; returns the sum."""
+
+    def code(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        it = _Code(context, builder)
+        own = it.data(signature.args[0], values[0], values[1])
+        (total,) = it.sums(1)
+        it.clear([total])
+        with it.steps(values[3], LANES) as (column, _):
+            value = it.exp(builder.fsub(it.load(it.at(own, column)), it.all_lanes(values[2])))
+            builder.store(builder.fadd(builder.load(total), value), total)
+            it.store(value, it.at(own, column))
+        return it.total(builder.load(total))
+
+    return types.float32(a, *_ROW, types.float32, types.intp), code

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amg.kernels import attention as kernel
+from amg.lanes import Lanes
 from amg.sam.config import VitConfig
 from amg.sam.layers import Mlp, from_windows, neck, to_windows
+from amg.tensors import Workspace, to_host
 
 
 class Vit(nn.Module):
@@ -43,7 +46,13 @@ class PatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and beside a residual; `window` 0 attends to the whole grid."""
+    """Attention and MLP, each behind a layer norm and beside a residual; `window` 0 attends to the whole grid.
+
+    Without gradients the MLP goes over the grid in bands of rows on a CPU: what it widens the whole grid to would be
+    taken from the system and given back in every block.
+    """
+
+    BAND = 16
 
     def __init__(self, config: VitConfig, grid: int, *, window: int) -> None:
         super().__init__()
@@ -61,7 +70,11 @@ class Block(nn.Module):
         else:
             y_NGGC = self.attn(y_NGGC)
         x_NGGC = x_NGGC + y_NGGC
-        return x_NGGC + self.mlp(self.norm2(x_NGGC))
+        if torch.is_grad_enabled() or x_NGGC.device.type != "cpu":
+            return x_NGGC + self.mlp(self.norm2(x_NGGC))
+        for band in x_NGGC.split(self.BAND, dim=1):
+            band += self.mlp(self.norm2(band))
+        return x_NGGC
 
 
 class Attention(nn.Module):
@@ -77,19 +90,49 @@ class Attention(nn.Module):
 
     def forward(self, x_BssC: Tensor) -> Tensor:
         b, s, _, width = x_BssC.shape
-        q_BhTc, k_BhTc, v_BhTc = self.qkv(x_BssC).view(b, s * s, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        bias_BhTT = relative_position_bias(q_BhTc, self.rel_pos_h, self.rel_pos_w)
-        y_BhTc = F.scaled_dot_product_attention(q_BhTc, k_BhTc, v_BhTc, attn_mask=bias_BhTT)
-        return self.proj(y_BhTc.transpose(1, 2).reshape(b, s, s, width))
+        qkv_BT3hc = self.qkv(x_BssC).view(b, s * s, 3, self.heads, -1)
+        q_BhTc, k_BhTc, v_BhTc = qkv_BT3hc.permute(2, 0, 3, 1, 4)
+        rows_BhTs, columns_BhTs = relative_positions(q_BhTc, self.rel_pos_h, self.rel_pos_w)
+        if _has_kernel(qkv_BT3hc, s):
+            y_BThc = _attend_on_host(qkv_BT3hc, rows_BhTs, columns_BhTs)
+        else:
+            bias_BhTT = relative_position_bias(rows_BhTs, columns_BhTs)
+            y_BThc = F.scaled_dot_product_attention(q_BhTc, k_BhTc, v_BhTc, attn_mask=bias_BhTT).transpose(1, 2)
+        return self.proj(y_BThc.reshape(b, s, s, width))
 
 
-def relative_position_bias(q_BhTc: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> Tensor:
-    """What a query adds to its score with each key: q . (row vector of their distance + column vector) as (B, h, T, T).
+def _has_kernel(qkv_BT3hc: Tensor, side: int) -> bool:
+    """Whether `kernels/attention.py` does it: on a CPU, without gradients, not while PyTorch records what is done."""
+    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
+    on_host = type(qkv_BT3hc) is Tensor and qkv_BT3hc.device.type == "cpu" and qkv_BT3hc.dtype == torch.float32
+    return plain and on_host and kernel.fits(side, qkv_BT3hc.shape[-1])
 
-    T = s*s, row by row; `rel_pos_*` (2s-1, c) start at the distance -(s-1). The query is not scaled here.
-    Source: `add_decomposed_rel_pos` of segment-anything, after MViTv2.
+
+def _attend_on_host(qkv_BT3hc: Tensor, rows_BhTs: Tensor, columns_BhTs: Tensor) -> Tensor:
+    """Attention as (B, T, h, c), heads side by side on the cores."""
+    b, t, _, heads, c = qkv_BT3hc.shape
+    keys_BhcT = qkv_BT3hc.new_empty(b, heads, c, t + kernel.PAD)
+    keys_BhcT[..., :t] = qkv_BT3hc[:, :, 1].permute(0, 2, 3, 1)
+    out_BThc = qkv_BT3hc.new_empty(b, t, heads, c)
+    arrays = [to_host(x.contiguous()) for x in (qkv_BT3hc, keys_BhcT, rows_BhTs, columns_BhTs, out_BThc)]
+    qkv, keys, rows, columns, out = arrays
+
+    def attend(job: tuple[int, int], _: Workspace) -> None:
+        n, head = job
+        kernel.attend(qkv[n], head, keys[n, head], rows[n, head], columns[n, head], out[n])
+
+    with Lanes(torch.get_num_threads()) as lanes:
+        list(lanes.map(attend, [(n, head) for n in range(b) for head in range(heads)]))
+    return out_BThc
+
+
+def relative_positions(q_BhTc: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> tuple[Tensor, Tensor]:
+    """What a query adds to its score with the keys of each row, and of each column: q . vector of their distance.
+
+    Twice (B, h, T, s), T = s*s, row by row; `rel_pos_*` (2s-1, c) start at the distance -(s-1). The query is not scaled
+    here. Source: `add_decomposed_rel_pos` of segment-anything, after MViTv2.
     """
-    b, heads, t, c = q_BhTc.shape
+    b, heads, _, c = q_BhTc.shape
     s = (len(rel_pos_h) + 1) // 2
     at = torch.arange(s, device=q_BhTc.device)
     distance_ss = at[:, None] - at[None, :] + s - 1
@@ -97,4 +140,9 @@ def relative_position_bias(q_BhTc: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor)
     rows_Bhyxs = q_Bhyxc @ rel_pos_h[distance_ss].transpose(1, 2)
     columns_Bhxys = q_Bhyxc.transpose(2, 3) @ rel_pos_w[distance_ss].transpose(1, 2)
     columns_Bhyxs = columns_Bhxys.transpose(2, 3)
-    return (rows_Bhyxs[..., :, None] + columns_Bhyxs[..., None, :]).view(b, heads, t, t)
+    return rows_Bhyxs.flatten(2, 3), columns_Bhyxs.flatten(2, 3)
+
+
+def relative_position_bias(rows_BhTs: Tensor, columns_BhTs: Tensor) -> Tensor:
+    """What a query adds to its score with each key, (B, h, T, T)."""
+    return (rows_BhTs[..., :, None] + columns_BhTs[..., None, :]).flatten(3)
