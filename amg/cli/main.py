@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, Entry] = {
     "status": Entry("amg.cli.status", "status", "How far a job is, from its output alone."),
     "failures": Entry("amg.cli.failures", "failures", "List the images without masks, and why."),
     "show": Entry("amg.cli.show", "show", "Draw masks over their images, on one HTML page."),
+    "predict": Entry("amg.cli.predict", "predict", "Ask for masks of one image by points and boxes."),
     "export": Entry("amg.cli.export", "export", "Write the annotations as SA-1B or COCO JSON."),
     "verify": Entry("amg.cli.verify", "verify", "Hold an output against its plan, mask by mask."),
     "weights": Entry("amg.cli.weights", "weights", "List, fetch and verify checkpoints."),

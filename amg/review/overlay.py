@@ -29,15 +29,24 @@ def scale_to_fit(size: Size, max_side: int) -> Size:
     return Size(max(1, round(size.height * scale)), max(1, round(size.width * scale)))
 
 
-def paint(masks: Sequence[DrawnMask], size: Size, shown: Size) -> NDArray[np.uint8]:
-    """The layer as `rgba_HWC` of the size `shown`: largest mask first, thin outlines, clear where there is no mask."""
+def paint(
+    masks: Sequence[DrawnMask], size: Size, shown: Size, *, colours_K3: NDArray[np.float64] | None = None
+) -> NDArray[np.uint8]:
+    """The layer as `rgba_HWC` of the size `shown`: largest mask first, thin outlines, clear where there is no mask.
+
+    `colours_K3` are the masks' colours, RGB of 0 to 255; without them neighbours get colours far from each other.
+    """
     labels_HW = np.zeros((shown.height, shown.width), np.int32)
-    for label, mask in enumerate(sorted(masks, key=lambda m: -m.area), start=1):
-        labels_HW[sample(mask.runs_R, size, shown)] = label
-    colours_K3 = choose_colours(labels_HW, len(masks))
+    order_K = sorted(range(len(masks)), key=lambda k: -masks[k].area)
+    for label, k in enumerate(order_K, start=1):
+        labels_HW[sample(masks[k].runs_R, size, shown)] = label
+    if colours_K3 is None:
+        colours_L3 = choose_colours(labels_HW, len(masks))
+    else:
+        colours_L3 = np.concatenate([np.zeros((1, 3)), colours_K3[order_K]])  # L: labels, 0 is no mask
     edge_HW = edges(labels_HW)
     rgba_HWC = np.zeros((*labels_HW.shape, 4), np.uint8)
-    rgba_HWC[..., :3] = np.where(edge_HW[..., None], lighten(colours_K3)[labels_HW], colours_K3[labels_HW])
+    rgba_HWC[..., :3] = np.where(edge_HW[..., None], lighten(colours_L3)[labels_HW], colours_L3[labels_HW])
     rgba_HWC[..., 3] = np.where(edge_HW, round(EDGE_ALPHA * 255), round(FILL_ALPHA * 255))
     rgba_HWC[labels_HW == 0] = 0
     return rgba_HWC
