@@ -39,7 +39,7 @@ SQUARE1, CONSTANT1, SQUARE2, CONSTANT2, CONSTANT3 = 0, 1, 2, 3, 4
 SINGLES = 5
 
 DRAWN = 128
-"""Tokens that are upscaled at once: what they become fits into the second cache."""
+"""About so many tokens are upscaled at once: what they become fits into the second cache."""
 
 
 def whole_rows(n: int) -> int:
@@ -47,10 +47,20 @@ def whole_rows(n: int) -> int:
     return -(-n // ROWS) * ROWS
 
 
-def tile_size(tokens: int) -> int:
-    """How many of an image's tokens make a tile; 0 where they cannot be cut into tiles."""
-    size = min(tokens, 512)
-    return size if tokens % size == 0 and size % COLUMNS == 0 and size % min(size, DRAWN) == 0 else 0
+def tile_size(grid: int) -> int:
+    """How many tokens of an image of `grid` x `grid` make a tile, whole rows; 0 where they cannot be cut into tiles."""
+    size = min(grid * grid, 512)
+    fits = size % grid == 0 and (grid * grid) % size == 0
+    return size if fits and drawn_size(size, grid) else 0
+
+
+@numba.njit(nogil=True, cache=True)
+def drawn_size(size, grid):  # type: ignore[no-untyped-def]
+    """How many tokens of a tile are upscaled at once: whole rows, about DRAWN; 0 where that cannot be."""
+    rows = max(1, min(size, DRAWN) // grid)
+    while rows < size // grid and (rows * grid % COLUMNS or size % (rows * grid)):
+        rows += 1
+    return rows * grid if rows * grid % COLUMNS == 0 and size % (rows * grid) == 0 else 0
 
 
 _F = np.float32
@@ -263,7 +273,7 @@ def second_pass(  # type: ignore[no-untyped-def]
 @numba.njit(**_EXACT)
 def draw(  # type: ignore[no-untyped-def]
     image, conv1_BXF, norm_weight, norm_bias, norm_eps, conv2_XU, conv2_bias, masks_PMX, n, grid, factors, logits_PMLL,
-    y_YN, z_YN, work_WN,
+    y_YN, z_YN, drawn_XMN,
 ):  # fmt: skip
     """Mask logits (P, M, 4G, 4G) of the first P prompts, from their factors.
 
@@ -275,8 +285,8 @@ def draw(  # type: ignore[no-untyped-def]
     first = (f - 1) // 2
     wide = conv1_BXF.shape[1]
     inner = conv2_XU.shape[1]
-    n_masks, outer = masks_PMX.shape[1:]
-    step = min(n, DRAWN)
+    outer = masks_PMX.shape[2]
+    step = drawn_size(n, grid)
     short = y_YN.shape[1]
     for tile in range(tiles):
         base = (tile * image.shape[1] + image.shape[1] - SINGLES - wide) * pitch
@@ -294,30 +304,43 @@ def draw(  # type: ignore[no-untyped-def]
                         conv2_XU, 0, inner, y_YN, part * inner * short, short, z_YN, 0, short, 4 * outer, step, inner
                     )
                     for corner in range(4):
-                        _dots(z_YN, corner * outer, conv2_bias, masks_PMX, p, step, work_WN)
                         row, column = 2 * (part // 2) + corner // 2, 2 * (part % 2) + corner % 2
-                        for m in range(n_masks):
-                            _spread_out(work_WN[m], tile * n + begin, step, grid, row, column, logits_PMLL[p, m])
+                        _dots(z_YN, corner * outer, conv2_bias, masks_PMX, p, step, drawn_XMN, 4 * row + column)
+                _put_in_place(drawn_XMN, tile * n + begin, step, grid, logits_PMLL, p)
 
 
 @numba.njit(**_EXACT)
-def _dots(z_YN, row, bias, masks_PMX, p, n, work_WN):  # type: ignore[no-untyped-def]
-    """The masks' weights times GELU of the channels, one row of the workspace a mask."""
+def _dots(z_YN, row, bias, masks_PMX, p, n, drawn_XMN, place):  # type: ignore[no-untyped-def]
+    """The masks' weights times GELU of the channels: one pixel of each token, at one of its 16 places."""
     n_masks, channels = masks_PMX.shape[1:]
-    pitch = work_WN.shape[1]
-    start, own = row * z_YN.shape[1], p * n_masks * channels
+    pitch = drawn_XMN.shape[2]
+    start, own, out = row * z_YN.shape[1], p * n_masks * channels, place * n_masks * pitch
     if n_masks == 3:
-        gelu_and_3_dots(z_YN, start, z_YN.shape[1], bias, masks_PMX, own, channels, work_WN, 0, pitch, channels, n)
+        gelu_and_3_dots(
+            z_YN, start, z_YN.shape[1], bias, masks_PMX, own, channels, drawn_XMN, out, pitch, channels, n
+        )  # fmt: skip
         return
     for m in range(n_masks):
         gelu_and_dot(
-            z_YN, start, z_YN.shape[1], bias, masks_PMX, own + m * channels, channels, work_WN, m * pitch, pitch,
-            channels, n,
+            z_YN, start, z_YN.shape[1], bias, masks_PMX, own + m * channels, channels, drawn_XMN, out + m * pitch,
+            pitch, channels, n,
         )  # fmt: skip
 
 
 @numba.njit(**_EXACT)
-def _spread_out(values, first, n, grid, row, column, out_LL):  # type: ignore[no-untyped-def]
-    """One pixel of each image token, at `row` and `column` of its 4x4."""
-    for i in range(n):
-        out_LL[4 * ((first + i) // grid) + row, 4 * ((first + i) % grid) + column] = values[i]
+def _put_in_place(drawn_XMN, first, n, grid, logits_PMLL, p):  # type: ignore[no-untyped-def]
+    """The 16 pixels of each of `n` tokens, whole lines at a time."""
+    for m in range(drawn_XMN.shape[1]):
+        for row in range(n // grid):
+            for dy in range(4):
+                line = logits_PMLL[p, m, 4 * (first // grid + row) + dy]
+                a, b = drawn_XMN[4 * dy, m], drawn_XMN[4 * dy + 1, m]
+                c, d = drawn_XMN[4 * dy + 2, m], drawn_XMN[4 * dy + 3, m]
+                for i in range(grid):
+                    token = row * grid + i
+                    line[4 * i], line[4 * i + 1], line[4 * i + 2], line[4 * i + 3] = (
+                        a[token],
+                        b[token],
+                        c[token],
+                        d[token],
+                    )

@@ -259,26 +259,37 @@ def add_products_of_rows(  # type: ignore[no-untyped-def]
 
 def _add_products_of_rows(code: _Code, kinds: Any, values: Any) -> None:
     b = code.builder
+    in_eights = b.icmp_unsigned("==", b.urem(values[9], code.number(2 * ROWS)), code.number(0))
+    with b.if_else(in_eights) as (eights, fours):
+        with eights:
+            _tiles_of_row_products(code, kinds, values, 2 * ROWS, _VECTORS // 2)
+        with fours:
+            _tiles_of_row_products(code, kinds, values, ROWS, _VECTORS)
+
+
+def _tiles_of_row_products(code: _Code, kinds: Any, values: Any, height: int, width: int) -> None:
+    """`height` rows of A stay in the first cache while all rows of B go by, `width` at a time."""
+    b = code.builder
     a_pitch, b_pitch, c_pitch, (rows, columns, inner) = values[2], values[5], values[8], values[9:]
     left, right, out = (code.data(kinds[i], values[i], values[i + 1]) for i in (0, 3, 6))
-    sums = code.sums(ROWS * _VECTORS)
+    sums = code.sums(height * width)
     zero = code.number(0)
-    with code.steps(columns, _VECTORS) as (column, _), code.steps(rows, ROWS) as (row, _):
+    with code.steps(rows, height) as (row, _), code.steps(columns, width) as (column, _):
         code.clear(sums)
-        left_rows = [code.element(left, b.add(row, code.number(i)), a_pitch, zero) for i in range(ROWS)]
-        right_rows = [code.element(right, b.add(column, code.number(j)), b_pitch, zero) for j in range(_VECTORS)]
+        left_rows = [code.element(left, b.add(row, code.number(i)), a_pitch, zero) for i in range(height)]
+        right_rows = [code.element(right, b.add(column, code.number(j)), b_pitch, zero) for j in range(width)]
         with code.steps(inner, LANES) as (k, _):
             vectors = [code.load(code.at(line, k)) for line in right_rows]
-            for i in range(ROWS):
+            for i in range(height):
                 factor = code.load(code.at(left_rows[i], k))
-                for j in range(_VECTORS):
-                    place = sums[i * _VECTORS + j]
+                for j in range(width):
+                    place = sums[i * width + j]
                     b.store(code.fma(factor, vectors[j], b.load(place)), place)
-        for i in range(ROWS):
+        for i in range(height):
             line = code.element(out, b.add(row, code.number(i)), c_pitch, column)
-            for j in range(_VECTORS):
+            for j in range(width):
                 at = code.at(line, code.number(j))
-                b.store(b.fadd(b.load(at), code.total(b.load(sums[i * _VECTORS + j]))), at)
+                b.store(b.fadd(b.load(at), code.total(b.load(sums[i * width + j]))), at)
 
 
 _ROW = (types.intp,)

@@ -79,7 +79,7 @@ def can_factor(decoder: MaskDecoder, features_1DGG: Tensor, tokens: int) -> bool
     heads = {block.cross_attn_image_to_token.heads for block in blocks}
     widths = {block.cross_attn_image_to_token.q_proj.out_features for block in blocks}
     fits = len(blocks) == 2 and all(h % ROWS == 0 for h in heads) and all(w % (4 * max(heads)) == 0 for w in widths)
-    return on_host and fits and tokens <= MOST_TOKENS and kernels.tile_size(features_1DGG.shape[-1] ** 2) > 0
+    return on_host and fits and tokens <= MOST_TOKENS and kernels.tile_size(features_1DGG.shape[-1]) > 0
 
 
 def factor(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no_mask_1DGG: Tensor) -> FactoredImage:
@@ -133,7 +133,7 @@ def factor(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, n
     }
     ordered = [*(rows[block] for block in range(kernels.BLOCKS)), base, *(singles[n] for n in range(kernels.SINGLES))]
     return FactoredImage(
-        tiles_QXN=_tiles(torch.cat(ordered)),
+        tiles_QXN=_tiles(torch.cat(ordered), features_1DGG.shape[-1]),
         k_1hIc=to_image.split(_apply(to_image.k_proj, placed_DI).T[None]).contiguous(),
         v_1hIc=to_image.split(_apply(to_image.v_proj, plain_DI).T[None]).contiguous(),
         u1_XE=u1_XD @ after1_ED.T,
@@ -357,7 +357,7 @@ def _draw(
     constant_B1U = image.conv_U.expand(room.b, 1, -1)
     conv_BUF = torch.cat([first_BFU, second_BFU, constant_B1U], dim=1).transpose(1, 2).contiguous()
     conv2_VU = up.weight.permute(2, 3, 1, 0).reshape(-1, up.in_channels)
-    drawn = min(room.n, kernels.DRAWN) + kernels.PAD
+    drawn = kernels.drawn_size(room.n, image.grid) + kernels.PAD
     kernels.draw(
         room.image,
         to_host(conv_BUF),
@@ -373,7 +373,7 @@ def _draw(
         to_host(logits_PMLL),
         room("y", u, drawn),
         room("z", len(conv2_VU), drawn),
-        room.rows,
+        room("drawn", 16, weights_PMV.shape[1], drawn),
     )
 
 
@@ -411,9 +411,9 @@ def _apply(linear: nn.Linear, x_DI: Tensor) -> Tensor:
     return torch.addmm(linear.bias[:, None], linear.weight, x_DI)
 
 
-def _tiles(rows_XI: Tensor) -> Tensor:
+def _tiles(rows_XI: Tensor, grid: int) -> Tensor:
     """(tiles, X, N + PAD): the tokens in tiles, with room between the rows."""
-    size = kernels.tile_size(rows_XI.shape[1])
+    size = kernels.tile_size(grid)
     return F.pad(rows_XI.unflatten(1, (-1, size)).transpose(0, 1), (0, kernels.PAD)).contiguous()
 
 
