@@ -5,13 +5,15 @@
 # make chaos   kill a job at 100 random moments, then compare its rows with an undisturbed run's
 # make parity  the masks against the reference generator's: all goldens, or live on PHOTOS=DIR
 # make docs    docs/cli.md and docs/config.md from the code
-# make bench   speed and memory against the reference generator, one JSON line last
+# make bench   speed, memory and masks against the reference and against transformers; ARGS='--rows memory'
+#              bench-library: the model alone; bench-photos: 20 free photos; bench-tables: the pages' tables
 
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 
-.PHONY: demo docs test test-all wheel chaos check lint format parity bench constraints clean
+.PHONY: demo docs test test-all wheel chaos check lint format parity bench bench-library bench-photos bench-tables \
+  constraints clean
 
 demo: .venv/.runs
 	$(BIN)/sam-amg run tests/photos --out demo --config configs/mobile-cpu.yaml
@@ -55,7 +57,16 @@ else
 endif
 
 bench: .venv/.tests
-	$(BIN)/python -m tests.bench.against_reference $(ARGS)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-library: .venv/.tests
+	$(BIN)/python -m tests.bench.library $(ARGS)
+
+bench-photos: .venv/.tests
+	$(BIN)/python -m tests.bench.photos "$(or $(PHOTOS),.cache/photos)"
+
+bench-tables: .venv/.tests
+	$(BIN)/python -m tests.bench.tables
 
 constraints: $(UV)
 	$(UV) pip compile -q --no-emit-index-url --universal --python-version 3.11 --upgrade \

@@ -62,4 +62,5 @@ class Lanes:
 
 
 def _use_one_core() -> None:
+    torch.get_num_threads()  # a thread's first question sets its number to the process's latest: not after this
     torch.set_num_threads(1)

@@ -19,7 +19,6 @@ from pycocotools import mask as coco
 
 from tests import parity as parity_command
 from tests import reference_amg
-from tests.bench import against_reference
 from tests.parity import Parity, compare, find_weights, load_ours, photos_in, run_ours, too_few_identical
 from tests.reference_amg import Record
 
@@ -344,26 +343,3 @@ def test_commands_refuse_what_they_cannot_do(tmp_path: Path, capsys: pytest.Capt
         with pytest.raises(SystemExit, match="2"):
             parity_command.main(arguments)
     assert "holds no file with one of the suffixes" in capsys.readouterr().err
-
-
-def measured(seconds: float, peak_mb: float, records: list[Record]) -> against_reference.Measured:
-    return against_reference.Measured(
-        seconds, peak_mb, loaded_mb=500.0, warm_up_mb=0.0, high_water_reset=True, records=records
-    )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "peak_mb", "masks", "passed"),
-    [(10, 500, 5, True), (40, 500, 5, False), (10, 900, 5, False), (10, 500, 4, False)],
-)
-def test_bench_passes_only_when_faster_smaller_and_the_same(
-    seconds: float, peak_mb: float, masks: int, passed: bool
-) -> None:
-    options = against_reference.parse(["--photo", str(reference_amg.PHOTOS / "coffee.jpg"), "--set", "crop_n_layers=1"])
-    summary = against_reference.summarize(
-        measured(seconds, peak_mb, scene()[:masks]), measured(100, 5000, scene()), options
-    )
-    assert summary["passed"] == passed
-    assert json.loads(json.dumps(summary)) == summary
-    assert summary["speedup"] == pytest.approx(100 / seconds)
-    assert summary["settings"] == {"crop_n_layers": 1}

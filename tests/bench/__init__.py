@@ -1,0 +1,1 @@
+"""What is measured against the reference generator, against transformers, and against this machine."""

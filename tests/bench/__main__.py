@@ -1,0 +1,99 @@
+"""Everything that is claimed about speed and memory, measured: a row a claim.
+
+    python -m tests.bench [--rows reference,memory] [--photo PHOTO] [--photos FOLDER] [--set points_per_side=16 ...]
+
+reference  one photo against the reference generator at its defaults
+tuned      the same against the reference at its best batch size, with a tuned allocator
+sa1b       the same with 21 crops and 3072 points
+pipeline   a ViT-B against the mask-generation pipeline of transformers
+memory     peak memory of the command on images of 12 and 100 megapixels
+ceiling    seconds, operations and bytes by stage, and the share of this machine's measured ceiling
+cores      how busy the command keeps the cores over a folder of photos
+parity     the masks of a folder of photos against the reference's
+precision  the masks of `model.precision: fast` against those of `parity`, on a folder of photos
+
+Each row is measured in fresh processes and can be had alone. The last line is one JSON document. Exit status 1 when a
+row misses its bar. `python -m tests.bench.library` measures the model without the generator. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests import reference_amg
+from tests.bench import (
+    against_pipeline,
+    against_reference,
+    ceiling,
+    cores,
+    memory,
+    options,
+    precision,
+    results,
+    same_masks,
+)
+from tests.bench.options import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    measure: Callable[[Options], dict[str, Any]]
+    lines: Callable[[dict[str, Any]], list[str]]
+
+
+ROWS: Mapping[str, Measurement] = {
+    "reference": Measurement(against_reference.default_row, against_reference.lines),
+    "tuned": Measurement(against_reference.tuned_row, against_reference.lines),
+    "sa1b": Measurement(against_reference.sa1b_row, against_reference.lines),
+    "pipeline": Measurement(against_pipeline.row, against_pipeline.lines),
+    "memory": Measurement(memory.row, memory.lines),
+    "ceiling": Measurement(ceiling.row, ceiling.lines),
+    "cores": Measurement(cores.row, cores.lines),
+    "parity": Measurement(same_masks.row, same_masks.lines),
+    "precision": Measurement(precision.row, precision.lines),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = parse(arguments)
+    told = options.from_arguments(parsed)
+    document = {}
+    for name in parsed.rows:
+        print(f"{name}:", flush=True)
+        started = time.perf_counter()
+        document[name] = results.finished(name, ROWS[name].measure(told), told.threads)
+        for line in ROWS[name].lines(document[name]):
+            print(f"  {line}")
+        passed = "passed" if document[name]["passed"] else "MISSED"
+        print(f"  {passed}, after {time.perf_counter() - started:.0f} s of measuring", flush=True)
+        results.save({name: document[name]}, parsed.save)
+    print(json.dumps(document, default=reference_amg.plain))
+    return 0 if all(row["passed"] for row in document.values()) else 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=known_rows, default=list(ROWS), help="some of them, with commas; all")
+    parser.add_argument("--save", type=Path, help="put the results into this file, beside others that are there")
+    options.add_options(parser)
+    return parser.parse_args(arguments)
+
+
+def known_rows(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in ROWS]:
+        raise argparse.ArgumentTypeError(f"there is no row {', '.join(unknown)}; rows: {', '.join(ROWS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
