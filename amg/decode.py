@@ -1,4 +1,4 @@
-"""Bytes of an image file to upright RGB pixels, by Pillow, in threads ahead of their use.
+"""Bytes of an image file to upright RGB pixels, by Pillow.
 
 Whatever a file holds, `decode` answers with an `Image` or a `Failure`; it raises nothing and changes no setting of
 Pillow's. Its own size check stands for Pillow's (`MAX_IMAGE_PIXELS` is one number for all threads and warns), so the
@@ -11,9 +11,7 @@ import io
 import os
 import struct
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
@@ -29,7 +27,8 @@ MAX_PIXELS = 512_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM", "PSD", "QOI", "ICO")
 _BY_SUFFIX = {".tga": "TGA", ".dib": "DIB"}  # formats without first bytes of their own
 
-_BYTES_PER_FILE_BYTE = 12  # of an ordinary JPEG; other formats have fewer
+_DECODING_BYTES = 7  # a pixel while it is decoded: Pillow holds 4 bytes of it, the array 3
+_STRIP_PIXELS = 1 << 17  # what is converted at a time: its bytes fit a core's cache
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -41,6 +40,7 @@ _TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+_BACKWARDS = (3, 4, 6, 7)  # the file's first row comes to lie last, be it a row or a column then
 
 # Bytes at the start of camera raw files that are not TIFF, and the tags by which those that are give themselves away.
 _RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM")
@@ -75,19 +75,27 @@ class _Refused(Exception):
 
 
 def decode(
-    ref: ImageRef, data: bytes, *, max_pixels: int = MAX_PIXELS, value_range: tuple[float, float] | None = None
+    ref: ImageRef,
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    value_range: tuple[float, float] | None = None,
+    admit: Callable[[int], object] = lambda _: None,
 ) -> Image | Failure:
     """The upright 8-bit RGB image in `data`; of an animation or a stack the first one.
 
     Alpha is dropped and palettes are resolved as `convert("RGB")` does, CMYK too. 16-bit grey is divided by 257 and
     rounded, 12-bit grey of TIFF files spread over the same range; 16-bit colour comes as Pillow gives it, the high
     byte. 32-bit integer and float pixels need `value_range`: its two ends become 0 and 255. The size in the header is
-    held against `max_pixels` before pixels are made.
+    held against `max_pixels` before pixels are made; then `admit` hears how many bytes they will take, and may wait.
+
+    Memory: 4 bytes a pixel in Pillow (some files need as many again while they are read) and the array's 3; turning and
+    converting add nothing to that.
     """
     assert value_range is None or value_range[0] < value_range[1], f"decode.range is {value_range}"
     started = time.perf_counter()
     try:
-        pixels, orientation = _decode(ref, data, max_pixels, value_range)
+        pixels, orientation = _decode(ref, data, max_pixels, value_range, admit)
     except _Refused as refused:
         return Failure(ref, refused.status, refused.reason)
     except MemoryError:
@@ -101,58 +109,12 @@ def decode(
     return Image(ref, pixels, original, orientation, time.perf_counter() - started)
 
 
-def decode_ahead(
-    refs: Iterable[ImageRef],
-    read: Callable[[ImageRef], bytes | Failure],
-    *,
-    threads: int = 2,
-    ahead: int = 4,
-    ahead_bytes: int = 2**30,
-    max_pixels: int = MAX_PIXELS,
-    value_range: tuple[float, float] | None = None,
-) -> Iterator[Image | Failure]:
-    """The images in the order of `refs`, read and decoded by `threads` while the consumer works.
-
-    At most `ahead` images are under way or waiting beside the one handed out, and no further one is begun while their
-    pixels come to `ahead_bytes`; what is under way counts with what its file's size lets expect. When the consumer
-    stops early (`close`, an exception, garbage collection) nothing new is begun and the threads end. What `read` raises
-    is raised here.
-    """
-
-    def load(ref: ImageRef) -> Image | Failure:
-        data = read(ref)
-        if isinstance(data, Failure):
-            return data
-        return decode(ref, data, max_pixels=max_pixels, value_range=value_range)
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="amg-decode")
-    waiting: deque[tuple[ImageRef, Future[Image | Failure]]] = deque()
-    try:
-        for ref in refs:
-            while waiting and sum(_weight(*pair) for pair in waiting) + _expected_bytes(ref) > ahead_bytes:
-                yield waiting.popleft()[1].result()
-            waiting.append((ref, pool.submit(load, ref)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()[1].result()
-        while waiting:
-            yield waiting.popleft()[1].result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _weight(ref: ImageRef, future: Future[Image | Failure]) -> int:
-    if not future.done() or future.cancelled() or future.exception() is not None:
-        return _expected_bytes(ref)
-    result = future.result()
-    return result.pixels_HWC.nbytes if isinstance(result, Image) else 0
-
-
-def _expected_bytes(ref: ImageRef) -> int:
-    return _BYTES_PER_FILE_BYTE * (ref.size_bytes or 0)
-
-
 def _decode(
-    ref: ImageRef, data: bytes, max_pixels: int, value_range: tuple[float, float] | None
+    ref: ImageRef,
+    data: bytes,
+    max_pixels: int,
+    value_range: tuple[float, float] | None,
+    admit: Callable[[int], object],
 ) -> tuple[NDArray[np.uint8], int]:
     """Upright pixels, and the orientation that the file asks for."""
     image = _open(ref, data)
@@ -163,15 +125,12 @@ def _decode(
             f"{width} x {height} = {width * height / 1e6:,.0f} megapixels, "
             f"the limit is {max_pixels / 1e6:,.0f} (decode.max_pixels)",
         )
+    admit(_DECODING_BYTES * width * height)
     orientation = _orientation(image)
     image.load()
     # Pillow turns TIFF itself while it loads, and takes the tag away
     left = _orientation(image) if image.format == "TIFF" else orientation
-    rgb = _to_rgb(image, value_range)
-    del image
-    if left in _TURNS:
-        rgb = rgb.transpose(_TURNS[left])
-    return _to_array(rgb), orientation
+    return _to_array(image, left, _to_rgb(image, value_range)), orientation
 
 
 def _open(ref: ImageRef, data: bytes) -> PIL.Image.Image:
@@ -253,22 +212,26 @@ def _orientation(image: PIL.Image.Image) -> int:
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
-def _to_rgb(image: PIL.Image.Image, value_range: tuple[float, float] | None) -> PIL.Image.Image:
-    if image.mode == "RGB":
-        return image
+def _to_rgb(
+    image: PIL.Image.Image, value_range: tuple[float, float] | None
+) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
+    """What makes RGB of a part of the image; every pixel is converted on its own."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # PPM: 16 bits in 32
         full = (1 << _grey_bits(image)) - 1
-        values = np.asarray(image).astype(np.uint32)
-        return _from_grey((np.minimum(values, full) * 255 + full // 2) // full)
+        return lambda part: _from_grey((np.minimum(_values(part), full) * 255 + full // 2) // full)
     if image.mode in ("I", "F"):
         kind = "32-bit integer" if image.mode == "I" else "float"
         if value_range is None:
             raise _Refused(Status.UNSUPPORTED, f"{kind} pixels, whose range is not known: set decode.range")
-        return _from_grey(_scale(np.asarray(image), value_range))
+        return lambda part: _from_grey(_scale(np.asarray(part), value_range))
     if image.mode == "LAB":
         raise _Refused(Status.UNSUPPORTED, "CIE L*a*b* pixels, which Pillow does not turn into RGB")
     image.info.pop("transparency", None)  # no part of RGB; Pillow would warn of it
-    return image.convert("RGB")
+    return lambda part: part if part.mode == "RGB" else part.convert("RGB")
+
+
+def _values(part: PIL.Image.Image) -> NDArray[np.uint32]:
+    return np.asarray(part).astype(np.uint32)
 
 
 def _grey_bits(image: PIL.Image.Image) -> int:
@@ -287,13 +250,21 @@ def _scale(values_HW: NDArray[np.generic], value_range: tuple[float, float]) -> 
     return np.rint(np.nan_to_num(unit_HW, nan=0.0).clip(0, 1) * 255).astype(np.uint8)
 
 
-def _to_array(rgb: PIL.Image.Image) -> NDArray[np.uint8]:
-    """Writable HxWx3 pixels, taken over in strips that fit a cache; a large image is not held three times."""
-    pixels_HWC = np.empty((rgb.height, rgb.width, 3), np.uint8)
-    rows = max(1, (1 << 17) // rgb.width)
-    for top in range(0, rgb.height, rows):
-        bottom = min(top + rows, rgb.height)
-        pixels_HWC[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
+def _to_array(
+    image: PIL.Image.Image, orientation: int, to_rgb: Callable[[PIL.Image.Image], PIL.Image.Image]
+) -> NDArray[np.uint8]:
+    """Writable upright HxWx3 pixels, converted and turned in strips, so that a large image is not held three times."""
+    width, height = image.size
+    sideways = orientation > 4
+    pixels_HWC = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)
+    rows = max(64 if sideways else 1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = to_rgb(image.crop((0, top, width, bottom)))
+        if orientation in _TURNS:
+            strip = strip.transpose(_TURNS[orientation])
+        place = slice(height - bottom, height - top) if orientation in _BACKWARDS else slice(top, bottom)
+        pixels_HWC[(slice(None), place) if sideways else place] = np.asarray(strip)
     return pixels_HWC
 
 

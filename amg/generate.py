@@ -81,19 +81,18 @@ def _each(
     with _lanes(sam) as lanes:
         generator = _Generator(sam, settings, room, lanes)
         for row, item in enumerate(images):
-            if isinstance(item, Failure):
-                yield item
-                continue
-            image = as_image(item, row)
-            try:
-                yield generator.label(image)
-            except OUT_OF_MEMORY as error:
-                size = f"{image.size.width}x{image.size.height}"
-                yield Failure(
-                    image.ref,
-                    Status.OUT_OF_MEMORY,
-                    f"no memory left for an image of {size}: {error or type(error).__name__}",
-                )
+            result = item if isinstance(item, Failure) else _label_or_say_why_not(as_image(item, row), generator)
+            del item  # or a large image would wait for the next one beside it
+            yield result
+
+
+def _label_or_say_why_not(image: Image, generator: _Generator) -> MaskSet | Failure:
+    try:
+        return generator.label(image)
+    except OUT_OF_MEMORY as error:
+        size = f"{image.size.width}x{image.size.height}"
+        reason = f"no memory left for an image of {size}: {error or type(error).__name__}"
+        return Failure(image.ref, Status.OUT_OF_MEMORY, reason)
 
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)

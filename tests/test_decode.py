@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import random
 import struct
-import threading
 import time
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from amg.decode import decode, decode_ahead
+from amg.decode import decode
 from amg.geometry import Size
 from amg.values import Failure, Image, ImageRef, Status
 
@@ -217,6 +214,26 @@ def test_images_are_turned_upright_and_tell_how_they_lay(kind, orientation):
     assert image.size == (Size(90, 60) if orientation > 4 else Size(60, 90))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_of_several_strips_are_turned_whole(orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(picture(601, 499), "PNG", exif=exif)
+    assert np.array_equal(pixels(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
+def test_images_of_several_strips_are_converted_whole(mode):
+    data = saved(picture(500, 700).convert(mode), "TIFF")
+    assert np.array_equal(pixels(data), by_pillow(data))
+
+
+def test_sixteen_bit_grey_of_several_strips_is_converted_whole():
+    values = np.arange(350_000, dtype=np.uint16).reshape(500, 700)
+    expected = np.rint(values / 257).astype(np.uint8)
+    assert np.array_equal(pixels(saved(PIL.Image.fromarray(values), "PNG"))[..., 1], expected)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_broken_exif_is_ignored(kind):
     exif = PIL.Image.Exif()
@@ -338,118 +355,3 @@ def test_whatever_a_decoder_raises_is_a_failure(monkeypatch, error, status):
     data = saved(picture(), "PNG")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     assert failure(data).status is status
-
-
-def refs(n: int) -> list[ImageRef]:
-    return [ImageRef(row, f"{row}.png", str(row)) for row in range(n)]
-
-
-def numbered(ref: ImageRef) -> bytes:
-    return saved(PIL.Image.new("RGB", (2, 2), (ref.row, 0, 0)), "PNG")
-
-
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 0), (1, 1), (2, 4), (8, 3), (4, 100)])
-def test_images_come_in_order_with_failures_in_their_places(threads, ahead):
-    def read(ref: ImageRef) -> bytes | Failure:
-        time.sleep(random.random() * 0.003)
-        if ref.row % 5 == 3:
-            return Failure(ref, Status.MISSING, "gone")
-        return b"junk" if ref.row % 5 == 4 else numbered(ref)
-
-    results = list(decode_ahead(refs(30), read, threads=threads, ahead=ahead))
-    assert [result.ref.row for result in results] == list(range(30))
-    for result in results:
-        if isinstance(result, Image):
-            assert result.pixels_HWC[0, 0, 0] == result.ref.row
-            assert result.decode_seconds > 0
-        else:
-            assert result.status is (Status.MISSING if result.ref.row % 5 == 3 else Status.DECODE_ERROR)
-    assert sum(isinstance(result, Failure) for result in results) == 12
-
-
-def test_decoding_runs_ahead_but_not_further_than_said():
-    started: list[int] = []
-
-    def read(ref: ImageRef) -> bytes:
-        started.append(ref.row)
-        return numbered(ref)
-
-    images = decode_ahead(iter(refs(50)), read, threads=3, ahead=4)
-    for n in range(10):
-        next(images)
-        wait_until(lambda n=n: len(started) == n + 5)
-        time.sleep(0.005)
-        assert len(started) == n + 5
-    images.close()
-
-
-def test_images_waiting_are_bounded_by_their_bytes_too():
-    started: list[int] = []
-
-    def read(ref: ImageRef) -> bytes:
-        started.append(ref.row)
-        return numbered(ref)
-
-    small = decode(refs(1)[0], numbered(refs(1)[0]))
-    assert isinstance(small, Image)
-    size_bytes = -(-small.pixels_HWC.nbytes // 12)  # so that each is as large as its file lets expect
-    fitting = [dataclasses.replace(ref, size_bytes=size_bytes) for ref in refs(20)]
-    images = decode_ahead(fitting, read, threads=3, ahead=10, ahead_bytes=3 * 12 * size_bytes)
-    for n in range(10):
-        next(images)
-        wait_until(lambda n=n: len(started) == n + 3)
-        time.sleep(0.005)
-        assert len(started) == n + 3
-    assert len(list(images)) == 10
-
-
-def test_one_image_above_the_bound_is_decoded_alone():
-    heavy = [dataclasses.replace(ref, size_bytes=10**9) for ref in refs(5)]
-    results = list(decode_ahead(heavy, numbered, threads=2, ahead=4, ahead_bytes=1))
-    assert [result.ref.row for result in results] == list(range(5))
-
-
-def test_threads_end_when_the_consumer_stops():
-    before = threading.active_count()
-    images = decode_ahead(refs(1000), numbered, threads=4, ahead=8)
-    next(images)
-    assert threading.active_count() > before
-    images.close()
-    wait_until(lambda: threading.active_count() == before)
-    assert threading.active_count() == before
-
-
-def test_nothing_new_is_begun_after_the_consumer_stopped():
-    release, started = threading.Event(), []
-
-    def read(ref: ImageRef) -> bytes:
-        started.append(ref.row)
-        if ref.row:
-            release.wait(5)
-        return numbered(ref)
-
-    images = decode_ahead(refs(50), read, threads=1, ahead=20)
-    next(images)
-    wait_until(lambda: len(started) == 2)
-    threading.Timer(0.05, release.set).start()
-    images.close()
-    assert started == [0, 1]
-
-
-def test_an_error_of_the_job_ends_it():
-    def read(ref: ImageRef) -> bytes:
-        if ref.row == 3:
-            raise RuntimeError("the store is gone")
-        return numbered(ref)
-
-    before, seen = threading.active_count(), []
-    with pytest.raises(RuntimeError, match="the store is gone"):
-        seen.extend(image.ref.row for image in decode_ahead(refs(10), read))
-    assert seen == [0, 1, 2]
-    assert threading.active_count() == before
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)

@@ -10,7 +10,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch.nn import functional as F
 
 from amg.geometry import Box, Crop, Size
-from amg.sam.processor import to_batch
+from amg.sam import processor
+from amg.sam.processor import WHOLE_BYTES, resize, to_batch
 from tests.sam_reference import segment_anything  # noqa: F401  imported there with its warnings off
 
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(-1, 1, 1)
@@ -32,6 +33,30 @@ def test_whole_images_are_the_references_bits(size: tuple[int, int]) -> None:
     pixels_HWC = photo(*size)
     batch = to_batch(pixels_HWC, [Crop(Box(0, 0, size[1], size[0]), 0, 0)])
     assert torch.equal(batch.pixels_N3SS[0], reference(pixels_HWC))
+
+
+@pytest.mark.parametrize("size", [(3000, 3100), (9001, 1000), (900, 9700), (300, 90_000)])
+def test_large_images_and_their_crops_are_too(size: tuple[int, int]) -> None:
+    """They are resized in another way: each channel on its own."""
+    pixels_HWC = photo(*size)
+    assert pixels_HWC.size > WHOLE_BYTES
+    height, width = size
+    crops = [Crop(Box(0, 0, width, height), 0, 0), Crop(Box(7, 1, width - 3, height), 1, 1)]
+    batch = to_batch(pixels_HWC, crops)
+    for n, crop in enumerate(crops):
+        box = crop.box
+        assert torch.equal(batch.pixels_N3SS[n], reference(pixels_HWC[box.y0 : box.y1, box.x0 : box.x1]))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_channel_by_channel_is_pillows_resize_of_all(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever axis Pillow resizes first: that depends on the sizes, and rounds in between."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(v) for v in rng.integers(1, rng.choice([30, 300, 3000]), 2))
+    pixels_HWC, side = photo(height, width), int(rng.choice([64, 512, 1024]))
+    whole = resize(pixels_HWC, side)
+    monkeypatch.setattr(processor, "WHOLE_BYTES", 0)
+    assert torch.equal(resize(pixels_HWC, side), whole)
 
 
 def test_crops_are_cut_before_they_are_resized() -> None:

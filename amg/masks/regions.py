@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from amg.geometry import Size
+from amg.kernels import regions
+from amg.kernels.regions import Regions
 from amg.masks.runs import Window
-
-_EIGHT = np.ones((3, 3), np.int8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,81 +25,65 @@ class Cleaned:
 def clean(window: Window, image: Size, *, min_area: int) -> Cleaned:
     """Fill background regions below `min_area` pixels, then remove mask regions below it; the largest always stays.
 
-    Background regions that touch the image's border count as holes too, as in the reference
-    (`remove_small_regions`), where the mask may thus grow beyond its box.
+    The window's bits are overwritten. Background regions that touch the image's border count as holes too, as in the
+    reference (`remove_small_regions`), where the mask may thus grow beyond its box.
     """
-    filled, holes = _fill_holes(window, image, min_area)
-    bits, x0, y0 = filled
-    labels, n = _label(bits)
-    areas = np.bincount(labels.reshape(-1), minlength=n + 1)[1:]
-    small = areas < min_area
-    if n == 0 or not small.any():
-        return Cleaned(filled, changed=holes, small=False)
-    keep = np.zeros(n + 1, np.bool_)
-    keep[1:] = ~small
-    if small.all():
-        keep[1 + _first_largest(labels, areas, x0, y0)] = True
-    return Cleaned((keep[labels].astype(np.uint8), x0, y0), changed=True, small=bool(small.all()))
+    window, filled = _fill_holes(window, image, min_area)
+    bits, x0, y0 = window
+    found = regions.find(bits, 1)
+    small_C = found.area_C < min_area
+    if not small_C.any():
+        return Cleaned(window, changed=filled, small=False)
+    remove_C = small_C.copy()
+    if small_C.all():
+        remove_C[_first_largest(found, x0, y0)] = False
+    regions.write(bits, found.run_R3[remove_C[found.region_R]], 0)
+    return Cleaned(window, changed=True, small=bool(small_C.all()))
 
 
-def _first_largest(labels: NDArray[np.int32], areas: NDArray[np.int64], x0: int, y0: int) -> int:
+def _first_largest(found: Regions, x0: int, y0: int) -> int:
     """Among the largest regions the one that OpenCV numbers first: it reads the image by rows of 2x2 blocks."""
-    ties = np.flatnonzero(areas == areas.max())
-    if len(ties) == 1:
-        return int(ties[0])
-    columns, rows = np.nonzero(np.isin(labels, ties + 1))
+    ties = np.flatnonzero(found.area_C == found.area_C.max())
+    runs = np.flatnonzero(np.isin(found.region_R, ties))
+    columns, rows = found.run_R3[runs, 0], found.run_R3[runs, 1]
     first = np.lexsort(((columns + x0) // 2, (rows + y0) // 2))[0]
-    return int(labels[columns[first], rows[first]]) - 1
+    return int(found.region_R[runs[first]])
 
 
 def _fill_holes(window: Window, image: Size, min_area: int) -> tuple[Window, bool]:
-    bits, x0, y0 = _with_margin(window, image)
-    labels, n = _label(bits == 0)
-    areas = np.bincount(labels.reshape(-1), minlength=n + 1)
-    for inside, outside in _regions_beyond(labels, x0, y0, image):
-        areas[inside] += outside
-        if areas[inside] < min_area:
-            return _fill_holes(_whole(window, image), image, min_area)
-    fill = areas < min_area
-    fill[0] = True
-    if not fill[1:].any():
-        return window, False
-    return (fill[labels].astype(np.uint8), x0, y0), True
+    """The window, which is the whole image's where the mask grows beyond it, and whether a hole was filled."""
+    bits = window[0]
+    found = regions.find(bits, 0)
+    beyond = _regions_beyond(found, window, image)
+    if any(found.area_C[inside_C].sum() + outside < min_area for inside_C, outside in beyond):
+        return _fill_holes(_whole(window, image), image, min_area)
+    small_C = found.area_C < min_area
+    for inside_C, _ in beyond:
+        small_C[inside_C] = False
+    regions.write(bits, found.run_R3[small_C[found.region_R]], 1)
+    return window, bool(small_C.any())
 
 
-def _label(bits: NDArray[Any]) -> tuple[NDArray[np.int32], int]:
-    """Regions numbered from 1, 0 elsewhere, and how many."""
-    return cast(tuple[NDArray[np.int32], int], ndimage.label(bits, _EIGHT))
-
-
-def _with_margin(window: Window, image: Size) -> Window:
-    """One pixel of background around the box, where the image goes on, so that what lies outside shows as regions."""
-    bits, x0, y0 = window
-    x1, y1 = x0 + bits.shape[0], y0 + bits.shape[1]
-    left, top, right, bottom = (int(v) for v in (x0 > 0, y0 > 0, x1 < image.width, y1 < image.height))
-    return np.pad(bits, ((left, right), (top, bottom))), x0 - left, y0 - top
-
-
-def _regions_beyond(labels: NDArray[np.int32], x0: int, y0: int, image: Size) -> list[tuple[int, int]]:
-    """Labels of the window's background regions that go on outside it, each with the pixels it has out there.
+def _regions_beyond(found: Regions, window: Window, image: Size) -> list[tuple[NDArray[np.int64], int]]:
+    """What lies outside the window, in pieces that hang together: background regions that touch it, and its pixels.
 
     With something outside both beside and above or below, all of the outside hangs together; otherwise its two strips
     are apart.
     """
-    x1, y1 = x0 + labels.shape[0], y0 + labels.shape[1]
-    beside = [
-        (int(labels[i, 0]), pixels)
-        for i, pixels in ((0, x0 * image.height), (-1, (image.width - x1) * image.height))
-        if pixels
+    bits, x0, y0 = window
+    width, height = bits.shape
+    column_R, first_R, behind_R = found.run_R3.T
+    strips = [
+        (column_R == 0, x0 * image.height),
+        (column_R == width - 1, (image.width - x0 - width) * image.height),
+        (first_R == 0, y0 * image.width),
+        (behind_R == height, (image.height - y0 - height) * image.width),
     ]
-    across = [
-        (int(labels[0, j]), pixels)
-        for j, pixels in ((0, y0 * image.width), (-1, (image.height - y1) * image.width))
-        if pixels
-    ]
+    there = [(found.region_R[touches_R], pixels) for touches_R, pixels in strips if pixels]
+    beside, across = any(pixels for _, pixels in strips[:2]), any(pixels for _, pixels in strips[2:])
     if beside and across:
-        return [(beside[0][0], image.pixels - labels.size)]
-    return beside + across
+        return [(np.unique(np.concatenate([region for region, _ in there])), image.pixels - bits.size)]
+    return [(np.unique(region), pixels) for region, pixels in there]
 
 
 def _whole(window: Window, image: Size) -> Window:

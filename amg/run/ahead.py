@@ -18,7 +18,7 @@ def decode_ahead(
     *,
     threads: int = 2,
     ahead: int = 4,
-    ahead_bytes: int = 2**30,
+    ahead_bytes: int = 768 * 2**20,
     max_pixels: int = MAX_PIXELS,
     value_range: tuple[float, float] | None = None,
 ) -> Iterator[Image | Failure]:
