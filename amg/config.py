@@ -30,7 +30,11 @@ class ModelSettings(Section):
     weights: str = Field(
         default="mobile-sam", description="Name of known weights (`sam-amg weights list`) or path of a checkpoint."
     )
-    precision: Literal["parity"] = Field(default="parity", description="`parity`: float32, the masks of the reference.")
+    precision: Literal["parity", "fast"] = Field(
+        default="parity",
+        description="`parity`: float32, the masks of the reference; `fast`: bfloat16 in the linear layers of the image "
+        "encoder, where the processor has it; some masks are others.",
+    )
 
 
 class GenerateSettings(Section):
@@ -141,7 +145,10 @@ class MemorySettings(Section):
         description="Logits kept of the candidates of one crop; beyond it survivors are decoded a second time.",
     )
     ahead_mb: int = Field(
-        default=1024, ge=1, description="Pixels of the images that are decoded ahead of the model, all together."
+        default=768,
+        ge=1,
+        description="Pixels of the images that are decoded ahead of the model, all together: 3 bytes each, and 7 "
+        "while they are decoded.",
     )
     image_mb: int = Field(
         default=4096,
@@ -280,13 +287,13 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MASK_REVISION = 1
+MASK_REVISION = 2
 """Part of every fingerprint: goes up whenever the same settings give other masks than before."""
 
 
 def default_points_per_batch(kind: str) -> int:
     """For a kind of device, such as `cuda`: small chunks keep a CPU's caches warm; a GPU wants many points at once."""
-    return 8 if kind == "cpu" else 64
+    return 16 if kind == "cpu" else 64
 
 
 NOT_IN_FINGERPRINT = (

@@ -26,6 +26,7 @@ from amg.run.preview import Preview, preview
 from amg.run.progress import Observer, Summary
 from amg.run.shard import Job, Label, Result
 from amg.sam import weights
+from amg.sam.precision import in_words
 from amg.shards.schema import SCHEMA_VERSION
 from amg.sources.inputs import open_source
 from amg.sources.source import Skipped
@@ -57,7 +58,8 @@ def run_local(
         limit=limit,
         observer=observer,
     )
-    return replace(summary, out=out, wall_seconds=time.perf_counter() - began)
+    arithmetic = in_words(settled.config.model.precision, settled.devices[0].partition(":")[0])
+    return replace(summary, out=out, arithmetic=arithmetic, wall_seconds=time.perf_counter() - began)
 
 
 def preview_local(
@@ -101,7 +103,7 @@ def settle(config: Config, plan: Plan | None) -> Settled:
     that are some. Raises ConfigError and WeightsError.
     """
     sha256, unknown = _weights(config.model.weights)
-    devices = machine.pick_devices(config.run, weights=unknown)
+    devices = machine.pick_devices(config.run, weights=unknown, precision=config.model.precision)
     config = pin(config, plan, devices)
     per_image = expected_seconds_per_image(config, devices[0])
     return Settled(
@@ -120,7 +122,7 @@ def open_label(checkpoint: Path, config: Config, device: str) -> Label:
     from amg.sam.load import load_sam
 
     torch.set_num_threads(config.run.threads or torch.get_num_threads())
-    sam = load_sam(checkpoint, device=device)
+    sam = load_sam(checkpoint, device=device, precision=config.model.precision)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # kernels that name no device go there, and no memory to the first one
 

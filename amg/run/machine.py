@@ -23,18 +23,18 @@ from amg.config import RunSettings
 from amg.errors import AmgError, ConfigError
 
 
-def pick_devices(run: RunSettings, *, weights: Path | None = None) -> list[str]:
+def pick_devices(run: RunSettings, *, weights: Path | None = None, precision: str = "parity") -> list[str]:
     """One device a worker, in turn. `auto` takes CUDA where there is one, else the CPU.
 
-    `weights`: a file to be tried on the way. ConfigError for devices that are not there or do not fit each other,
-    WeightsError for a file that holds no model.
+    `weights`: a file to be tried on the way. ConfigError for devices that are not there, do not fit each other or do
+    not do the arithmetic, WeightsError for a file that holds no model.
     """
     names = [name.strip() for name in run.device.split(",") if name.strip()] or ["auto"]
     _check_names(names, run)
     if names == ["auto"] and not may_have_cuda():
         names = ["cpu"]
-    if weights is not None or any(name != "cpu" for name in names):
-        names = ask_torch(names, weights)
+    if weights is not None or precision != "parity" or any(name != "cpu" for name in names):
+        names = ask_torch(names, weights, precision)
     return [names[n % len(names)] for n in range(run.workers or len(names))]
 
 
@@ -64,13 +64,13 @@ def may_have_cuda() -> bool:
     return True
 
 
-def ask_torch(names: Sequence[str], weights: Path | None) -> list[str]:
+def ask_torch(names: Sequence[str], weights: Path | None, precision: str) -> list[str]:
     """The devices of these names, once torch has found them and has loaded `weights`; as `probe.answer`."""
     if "torch" in sys.modules:
         from amg.run.probe import answer
 
-        return answer(names, weights)
-    question = json.dumps([*names, weights and os.fspath(weights)])
+        return answer(names, weights, precision)
+    question = json.dumps([*names, weights and os.fspath(weights), precision])
     done = subprocess.run(
         [sys.executable, "-P", "-m", "amg.run.probe", question],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},

@@ -6,28 +6,32 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from amg.errors import AmgError
-from amg.sam.load import load_sam, usable_device
+from amg.sam.load import load_sam, usable_device, usable_dtype
 
 
-def answer(names: Sequence[str], weights: Path | None) -> list[str]:
-    """The names, `auto` settled; ConfigError where a device is not there, WeightsError where `weights` is no model."""
+def answer(names: Sequence[str], weights: Path | None, precision: Any) -> list[str]:
+    """The names, `auto` settled.
+
+    ConfigError where a device is not there or does not do the arithmetic, WeightsError where `weights` is no model.
+    """
     found = ["cuda" if torch.cuda.is_available() else "cpu"] if list(names) == ["auto"] else list(names)
     for name in found:
-        usable_device(name)
+        usable_dtype(precision, usable_device(name))
     if weights is not None:
         load_sam(weights)
     return found
 
 
 def main(question: str) -> str:
-    """`[name, ..., path or null]` to `{"devices": [...]}` or `{"error": class, "text": ...}`."""
-    *names, weights = json.loads(question)
+    """`[name, ..., path or null, precision]` to `{"devices": [...]}` or `{"error": class, "text": ...}`."""
+    *names, weights, precision = json.loads(question)
     try:
-        return json.dumps({"devices": answer(names, Path(weights) if weights else None)})
+        return json.dumps({"devices": answer(names, Path(weights) if weights else None, precision)})
     except AmgError as error:
         return json.dumps({"error": type(error).__name__, "text": str(error)})
 

@@ -162,7 +162,11 @@ def observer_for(stream: TextIO) -> Observer:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run came to. `rows` counts this run's rows by status; `failures` are its first (key, status, reason)."""
+    """What a run came to.
+
+    `rows` counts this run's rows by status; `failures` are its first (key, status, reason); `arithmetic` says in words
+    which one the model did, and why.
+    """
 
     out: str
     planned: int
@@ -174,6 +178,7 @@ class Summary:
     wall_seconds: float
     peak_memory_mb: float
     shards_written: int
+    arithmetic: str = ""
 
     @property
     def labeled(self) -> int:
@@ -201,6 +206,8 @@ class Summary:
             lines.append(f"  masks        {self.masks}, {self.masks / self.labeled:.1f} an image")
         lines.append(f"  time         {_duration(self.wall_seconds)}{self._stages()}")
         lines.append(f"  peak memory  {self.peak_memory_mb:.0f} MB")
+        if self.arithmetic:
+            lines.append(f"  arithmetic   {self.arithmetic}")
         lines.append(
             f"  output       {self.out.rstrip('/')}/data, {_plural(self.shards_written, 'shard')} written in this run"
         )

@@ -5,6 +5,7 @@ Precision and device are decided here, once.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,28 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from amg.errors import ConfigError, WeightsError
+from amg.sam.bfloat16 import round_products
 from amg.sam.checkpoint import WANTED, check_fit, read_state_dict, sam_of
 from amg.sam.config import ARCHITECTURES, Architecture, VitConfig
 from amg.sam.keys import to_original
 from amg.sam.model import Sam, build_sam
+from amg.sam.precision import Precision, in_words
+from amg.sam.products import use_fastest_products
 from amg.sam.weights import DEFAULT, KNOWN, digest, resolve
 
 
-def load_sam(weights: str | Path = DEFAULT, *, device: str | torch.device = "cpu") -> Sam:
+def load_sam(
+    weights: str | Path = DEFAULT, *, device: str | torch.device = "cpu", precision: Precision = "parity"
+) -> Sam:
     """The model of a weights file, or of a known name (fetched into the cache first), in evaluation mode.
 
-    Raises WeightsError where the file is not what it should be, ConfigError where file or device is not there.
+    precision: `parity`, float32 and the masks of the reference, or `fast`, where the linear layers of the image encoder
+    multiply in bfloat16 and some masks are others.
+    Raises WeightsError where the file is not what it should be, ConfigError where file or device is not there, or where
+    `fast` is asked of a processor that has no bfloat16.
     """
     device = usable_device(device)
+    dtype = usable_dtype(precision, device)
     path, sha256 = checked_file(weights)
     state = read_original(path)
     architecture = recognise(state, path)
@@ -35,7 +45,11 @@ def load_sam(weights: str | Path = DEFAULT, *, device: str | torch.device = "cpu
     check_fit(state, sam.state_dict(), path=path, name=sam.name)
     sam.load_state_dict(state)
     sam.weights_digest = sha256
-    sam.precision = precision(torch.float32, device)
+    if dtype == torch.bfloat16:
+        round_products(sam.image_encoder)
+    sam.precision = in_words(precision, device.type)
+    if device.type == "cpu":
+        sam.precision += f"; {use_fastest_products(sam.image_encoder)}"
     return sam
 
 
@@ -51,11 +65,42 @@ def checked_file(weights: str | Path) -> tuple[Path, str]:
     return path, sha256
 
 
-def precision(dtype: torch.dtype, device: torch.device) -> str:
-    """In words, which arithmetic a model does and why."""
+def arithmetic(dtype: torch.dtype, device: torch.device) -> str:
+    """In words, which arithmetic a model does that was loaded in one type throughout, and why."""
     if dtype == torch.float32:
-        return f"float32 on {device.type}: what the published masks were made with; less changes which come out"
+        return in_words("parity", device.type)
     return f"{str(dtype).removeprefix('torch.')} on {device.type}: as asked for; float32 gives the published masks"
+
+
+def usable_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """What the linear layers of the image encoder multiply in; ConfigError where the device cannot do it fast."""
+    if precision == "parity":
+        return torch.float32
+    reason = lacks_bfloat16(device)
+    if reason is not None:
+        raise ConfigError(f"precision 'fast' is bfloat16, but {reason}; use precision 'parity' (model.precision)")
+    return torch.bfloat16
+
+
+def lacks_bfloat16(device: torch.device) -> str | None:
+    """Why a device has no bfloat16 of its own, None where it has. Emulated, it would be lossy and slow."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            has = torch.cuda.is_bf16_supported(including_emulation=False)
+        return None if has else f"the GPU {torch.cuda.get_device_name(device)} multiplies in float32 and float16 alone"
+    if device.type != "cpu":
+        return f"what it does to masks on {device.type} was never measured"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "PyTorch finds no bfloat16 for this processor"
+    if platform.machine().lower() in ("x86_64", "amd64") and not _has_x86_bfloat16():
+        return "this processor has neither AVX512_BF16 nor AMX"
+    return None
+
+
+def _has_x86_bfloat16() -> bool:
+    """oneDNN takes bfloat16 on any processor with AVX-512, and then emulates it."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(has is not None and has() for has in asked)
 
 
 class Uninitialised(TorchFunctionMode):

@@ -19,7 +19,7 @@ from amg.sam.checkpoint import check_fit
 from amg.sam.conversion import architecture_of
 from amg.sam.keys import to_transformers
 from amg.sam.layers import LayerNorm2d
-from amg.sam.load import Uninitialised, precision
+from amg.sam.load import Uninitialised, arithmetic
 from amg.sam.model import Sam, build_sam
 from amg.sam.model_inputs import Limits, Prompts, check_embeddings, check_pixels, check_prompts
 from amg.sam.outputs import SamImageSegmentationOutput, SamVisionEncoderOutput
@@ -78,7 +78,7 @@ class SamModel(Renamed, Sam, image_encoder="vision_encoder"):
             model = cls(source.config)
         check_fit(source.state, model.state_dict(), path=source.path, name=model.name)
         model.load_state_dict(source.state)
-        model.weights_digest, model.precision = source.sha256, precision(chosen, device)
+        model.weights_digest, model.precision = source.sha256, arithmetic(chosen, device)
         return model.to(chosen).eval()
 
     def save_pretrained(self, folder: str | Path, *, safe_serialization: bool = True, **sharding: Any) -> None:
