@@ -5,7 +5,7 @@ Letters as in `model_inputs.py`; D channels of the embedding, G its side, M mask
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from amg.config import default_points_per_batch
 from amg.errors import ConfigError
 from amg.geometry import Box, Crop, Size
+from amg.lanes import Lanes
 from amg.sam.decoder import MaskDecoder
 from amg.sam.model import Sam
 from amg.sam.model_inputs import Prompts
@@ -55,15 +56,24 @@ def decode_together(sam: Sam, features_NDGG: Tensor, prompts: Prompts, *, multim
     sparse_NPKD = sparse_XKD.expand(n * p, -1, -1).unflatten(0, (n, p))
     whole = Crop(Box(0, 0, sam.side, sam.side), layer=0, index=0)
     embedding = Embedding(features_NDGG, (whole,) * n, (Size(sam.side, sam.side),) * n)
-    workspace, chunk = Workspace(), default_points_per_batch(sam.device.type)
-    logits, ious = [], []
-    for image in range(n):
-        shared = sam.prepare(embedding[image], tokens=sparse_NPKD.shape[2])
-        for sparse_CKD in sparse_NPKD[image].split(chunk):
-            logits_CMLL, iou_CM = sam.decode_tokens(shared, sparse_CKD, workspace, multimask=multimask)
-            logits.append(logits_CMLL.clone())  # the next chunk is written to the same place
-            ious.append(iou_CM)
-    return torch.cat(logits).unflatten(0, (n, p)), torch.cat(ious).unflatten(0, (n, p))
+    cores = torch.get_num_threads() if sam.device.type == "cpu" else 1
+    chunk = max(1, min(default_points_per_batch(sam.device.type), -(-p // cores)))
+    with Lanes(cores if p > chunk else 1) as lanes:
+        found = [_decode_image(sam, embedding[i], sparse_NPKD[i].split(chunk), lanes, multimask) for i in range(n)]
+    return torch.stack([logits for logits, _ in found]), torch.stack([iou for _, iou in found])
+
+
+def _decode_image(
+    sam: Sam, embedding: Embedding, chunks: Sequence[Tensor], lanes: Lanes, multimask: bool
+) -> tuple[Tensor, Tensor]:
+    prepared = sam.prepare(embedding, tokens=chunks[0].shape[1])
+
+    def decode(sparse_CKD: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+        logits_CMLL, iou_CM = sam.decode_tokens(prepared, sparse_CKD, workspace, multimask=multimask)
+        return logits_CMLL.clone(), iou_CM  # the next chunk is written to the same place
+
+    logits, ious = zip(*lanes.map(decode, chunks), strict=True)
+    return torch.cat(logits), torch.cat(ious)
 
 
 def may_decode_together(sam: Sam, prompts: Prompts) -> bool:
