@@ -26,11 +26,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Rates in GF/s, `onednn` 0 where PyTorch was built without it."""
+    """Rates in GF/s on one core, `onednn` 0 where PyTorch was built without it."""
 
     mkl: float
     onednn: float
-    threads: int
 
     @property
     def by_onednn(self) -> bool:
@@ -39,7 +38,7 @@ class Products:
     def __str__(self) -> str:
         chosen, other = ("oneDNN", "MKL") if self.by_onednn else ("MKL", "oneDNN")
         rates = {"MKL": self.mkl, "oneDNN": self.onednn}
-        return f"products by {chosen}: {rates[chosen]:.0f} GF/s on {self.threads} threads, {other} {rates[other]:.0f}"
+        return f"products by {chosen}: {rates[chosen]:.0f} GF/s on one core, {other} {rates[other]:.0f}"
 
 
 class OneDnnLinear(nn.Linear):
@@ -54,7 +53,7 @@ class OneDnnLinear(nn.Linear):
 
 def use_fastest_products(encoder: nn.Module) -> str:
     """Let the faster library multiply for the linear layers of an encoder on a CPU; returns the choice in words."""
-    products = measure_products(torch.get_num_threads())
+    products = measure_products()
     for module in encoder.modules():
         if products.by_onednn and type(module) is nn.Linear:
             module.__class__ = OneDnnLinear
@@ -63,18 +62,26 @@ def use_fastest_products(encoder: nn.Module) -> str:
 
 
 @cache
-def measure_products(threads: int) -> Products:
-    """Time one product in both libraries in turn, the best of eight; some 60 ms, once a process."""
+def measure_products() -> Products:
+    """Time one product in both libraries in turn, the best of eight; some 0.1 s, once a process.
+
+    On one core: with more, a busy neighbour halves one of the rates now and then, and the choice would be another.
+    """
     n, inputs, outputs = _SHAPE
     x, weight, bias = torch.ones(n, inputs), torch.ones(outputs, inputs), torch.ones(outputs)
     flops = 2e-9 * n * inputs * outputs
     mkl = onednn = float("inf")
-    with torch.no_grad():
-        for _ in range(8):
-            mkl = min(mkl, _seconds(lambda: F.linear(x, weight, bias)))
-            if torch.backends.mkldnn.is_available():
-                onednn = min(onednn, _seconds(lambda: _by_onednn(x, weight, bias)))
-    return Products(flops / mkl, flops / onednn, threads)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for _ in range(8):
+                mkl = min(mkl, _seconds(lambda: F.linear(x, weight, bias)))
+                if torch.backends.mkldnn.is_available():
+                    onednn = min(onednn, _seconds(lambda: _by_onednn(x, weight, bias)))
+    finally:
+        torch.set_num_threads(threads)
+    return Products(flops / mkl, flops / onednn)
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
