@@ -126,6 +126,27 @@ def test_another_writer_of_the_same_plan_is_met_halfway(photos, store, monkeypat
     assert stored.manifest.equals(plan.manifest)
 
 
+def test_a_plan_that_was_read_before_another_job_added_to_it_grows_from_what_is_there(photos, store):
+    stale = planning.create_plan(store, SETTINGS)
+    first = grown(store, photos / "c")
+    plan = planning.grow(store, stale, open_source(photos).refs(), [], images_per_shard=2)
+    assert keys(first) == ["a.jpg", "z.jpg"]
+    assert keys(plan) == ["a.jpg", "z.jpg", "photos/a.jpg", "b.jpg"]
+    assert planning.grow(store, stale, open_source(photos).refs(), [], images_per_shard=2).n_images == 4
+    stored = planning.read_plan(store)
+    assert stored is not None
+    assert stored.manifest.equals(plan.manifest)
+    assert (stored.n_manifests, plan.n_manifests, stored.n_shards) == (2, 2, 2)
+
+
+def test_a_plan_that_lacks_a_manifest_is_refused(photos, store):
+    grown(store, photos / "c")
+    grown(store, photos)
+    (store.root / "_plan" / "manifest-00000.parquet").unlink()
+    with pytest.raises(FormatError, match=r"has 1 manifests, and _plan/manifest-00000.parquet is not among them"):
+        planning.read_plan(store)
+
+
 def test_an_image_is_the_same_under_other_inputs(photos, store):
     grown(store, photos)
     assert grown(store, photos / "c").n_images == 4

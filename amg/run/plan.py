@@ -58,10 +58,15 @@ def shard_path(number: int) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """`manifest` has the columns of MANIFEST_SCHEMA, in row order; `depends_on` is what the fingerprint is made of."""
+    """What one reading of `_plan` saw, or that and the manifest added to it.
+
+    `manifest` has the columns of MANIFEST_SCHEMA, in row order, from `n_manifests` files; `depends_on` is what the
+    fingerprint is made of.
+    """
 
     depends_on: Mapping[str, Any]
     manifest: pa.Table
+    n_manifests: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -115,9 +120,19 @@ def read_plan(store: Store) -> Plan | None:
             f"{store.url}/{PLAN_FILE} was edited: its fingerprint is {said[:12]}, "
             f"its settings give {fingerprint(depends_on)[:12]}"
         )
-    parts = sorted(path for path in _names(store, "_plan") if path.startswith("_plan/manifest-"))
-    tables = [_read_manifest(store, path) for path in parts]
-    return Plan(depends_on, pa.concat_tables(tables) if tables else MANIFEST_SCHEMA.empty_table())
+    there = {path for path in _names(store, "_plan") if path.startswith("_plan/manifest-")}
+    wanted = [_manifest_path(number) for number in range(len(there))]
+    if there != set(wanted):
+        raise FormatError(
+            f"{store.url} has {len(there)} manifests, and {min(set(wanted) - there)} is not among them; "
+            "bring it back from a copy, or use another --out"
+        )
+    tables = [_read_manifest(store, path) for path in wanted]
+    return Plan(depends_on, pa.concat_tables(tables) if tables else MANIFEST_SCHEMA.empty_table(), len(tables))
+
+
+def _manifest_path(number: int) -> str:
+    return f"_plan/manifest-{number:05d}.parquet"
 
 
 def _read_manifest(store: Store, path: str) -> pa.Table:
@@ -181,14 +196,14 @@ def _grow(store: Store, plan: Plan, listing: pa.Table, skipped: Sequence[Skipped
         [pa.array(first_row + numbers), *fresh.columns, pa.array(first_shard + numbers // images_per_shard)],
         schema=MANIFEST_SCHEMA,
     )
-    part = sum(path.startswith("_plan/manifest-") for path in _names(store, "_plan"))
+    part = plan.n_manifests  # not how many there are now: what another job has added since must be read first
     left_out = pa.table([[s.path for s in skipped], [s.reason for s in skipped]], schema=SKIPPED_SCHEMA)
     store.create_if_absent(f"_plan/skipped-{part:05d}.parquet", _parquet(left_out))  # first: no later run would add it
-    if not store.create_if_absent(f"_plan/manifest-{part:05d}.parquet", _parquet(table)):
+    if not store.create_if_absent(_manifest_path(part), _parquet(table)):
         again = read_plan(store)
         assert again is not None
         return _grow(store, again, listing, skipped, images_per_shard)
-    return replace(there, manifest=pa.concat_tables([there.manifest, table]))
+    return replace(there, manifest=pa.concat_tables([there.manifest, table]), n_manifests=part + 1)
 
 
 def _moved(plan: Plan, listing: pa.Table, places: NDArray[np.int64]) -> Plan:
