@@ -21,7 +21,7 @@ from amg.geometry import Size, plan_crops
 from amg.run import plan as planning
 from amg.run.plan import Plan
 from amg.shards import schema, writer
-from amg.storage import open_store
+from amg.storage.url import open_store
 from amg.values import Failure, Funnel, ImageRef, MaskSet, Status
 
 SIZE = Size(30, 40)

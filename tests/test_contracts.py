@@ -13,7 +13,7 @@ import amg
 
 PACKAGE = Path(amg.__file__).parent
 TORCH_FREE = [
-    "amg", "amg.config", "amg.decode", "amg.errors", "amg.geometry", "amg.rle", "amg.storage", "amg.values",
+    "amg", "amg.config", "amg.decode", "amg.errors", "amg.geometry", "amg.rle", "amg.storage.url", "amg.values",
     "amg.cli.main", "amg.export.formats", "amg.review.view", "amg.run.logs", "amg.run.plan", "amg.run.progress",
     "amg.run.job", "amg.run.leases",
     "amg.run.listing", "amg.run.local", "amg.run.machine", "amg.run.workers",

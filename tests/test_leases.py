@@ -6,7 +6,7 @@ import pytest
 from amg.run.attempts import read_attempts, record
 from amg.run.leases import DEATHS_TO_GIVE_UP, Death, History, Lease, Leases
 from amg.run.plan import Shard
-from amg.storage import open_store
+from amg.storage.url import open_store
 from amg.values import ImageRef, Status
 
 SEGV = Death(Status.CRASH, "by signal 11 (SIGSEGV)")

@@ -21,7 +21,7 @@ from amg.run.plan import Plan
 from amg.run.preview import Preview, drift, preview
 from amg.sources.inputs import open_source
 from amg.sources.source import Skipped
-from amg.storage import LocalStore
+from amg.storage.local import LocalStore
 from amg.values import ImageRef
 
 SETTINGS = {"generate.points_per_side": 32}

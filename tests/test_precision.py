@@ -27,7 +27,7 @@ from amg.sam.config import VIT_T
 from amg.sam.load import lacks_bfloat16, load_sam
 from amg.sam.model import Sam, build_sam
 from amg.sam.processor import to_batch
-from amg.storage import open_store
+from amg.storage.url import open_store
 from amg.tensors import Embedding
 from tests.fakes import DiscSam, label_with
 from tests.sam_reference import mobile_pair

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from amg import storage
 from amg.errors import StorageError
-from amg.storage import Entry, LocalStore, open_store
+from amg.storage import local
+from amg.storage.local import LocalStore
+from amg.storage.store import Entry
+from amg.storage.url import open_store
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def way(request, monkeypatch) -> str:
     if request.param != "link":
         monkeypatch.setattr(os, "link", refuse(errno.EPERM))
     if request.param == "claim":
-        monkeypatch.setattr(storage, "_rename_exclusively", refuse(errno.EINVAL))
+        monkeypatch.setattr(local, "_rename_exclusively", refuse(errno.EINVAL))
     return request.param
 
 
@@ -102,7 +104,7 @@ def test_a_link_whose_answer_got_lost_counts_as_won(store, monkeypatch):
 
 def test_a_stale_claim_does_not_hold_a_shard_for_ever(store, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse(errno.EPERM))
-    monkeypatch.setattr(storage, "_rename_exclusively", refuse(errno.EINVAL))
+    monkeypatch.setattr(local, "_rename_exclusively", refuse(errno.EINVAL))
     (tmp_path / "_tmp").mkdir()
     (tmp_path / "data").mkdir()
     claim = tmp_path / "_tmp" / "data-x.claim"

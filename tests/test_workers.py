@@ -23,7 +23,7 @@ from amg.run.job import run_job
 from amg.run.progress import Silent, Summary
 from amg.run.shard import Job
 from amg.sources.inputs import open_source
-from amg.storage import open_store
+from amg.storage.url import open_store
 from amg.values import Failure, MaskSet, Receipt
 from tests.chaos import standin
 from tests.chaos.killer import family, rows

@@ -39,7 +39,7 @@ def export(folder: str, to: str, out: str, overwrite: bool, quiet: bool, as_json
     """
     from amg.export.formats import export_shards
     from amg.run.plan import read_plan
-    from amg.storage import open_store
+    from amg.storage.url import open_store
 
     exported = export_shards(folder, to=to, out=out, overwrite=overwrite)
     plan = read_plan(open_store(folder)) if not folder.endswith(".parquet") else None

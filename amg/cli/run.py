@@ -139,7 +139,7 @@ def _preview(inputs: Sequence[str], out: str, config: Config, limit: int | None,
 
 def _make_room(out: str, *, asked: bool) -> None:
     from amg.run.overwrite import is_output, remove_output
-    from amg.storage import open_store
+    from amg.storage.url import open_store
 
     folder = open_store(out).url
     if is_output(folder):

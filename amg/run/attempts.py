@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 
 from amg.run.leases import Death, History, Suspicion
-from amg.storage import Store
+from amg.storage.store import Store
 from amg.values import Status
 
 FOLDER = "_state/attempts"

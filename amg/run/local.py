@@ -30,7 +30,7 @@ from amg.sam.precision import in_words
 from amg.shards.schema import SCHEMA_VERSION
 from amg.sources.inputs import open_source
 from amg.sources.source import Skipped
-from amg.storage import open_store
+from amg.storage.url import open_store
 from amg.values import Failure, Image
 
 

@@ -26,7 +26,7 @@ from amg.config import fingerprint
 from amg.errors import FormatError, OutputRefused
 from amg.run.listing import LISTING_SCHEMA, free_keys, match, tabulate
 from amg.sources.source import Skipped
-from amg.storage import Store
+from amg.storage.store import Store
 from amg.values import ImageRef
 
 PLAN_VERSION = 1

@@ -15,7 +15,7 @@ from amg.run.ahead import decode_ahead
 from amg.run.leases import Lease
 from amg.shards import schema, writer
 from amg.sources.source import Source
-from amg.storage import Store
+from amg.storage.store import Store
 from amg.values import Failure, Image, ImageRef, MaskSet, Receipt, Status
 
 Result = MaskSet | Failure

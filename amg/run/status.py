@@ -17,7 +17,8 @@ from amg.run.plan import PLAN_FILE, Plan, read_plan, shard_path
 from amg.sam.weights import KNOWN
 from amg.shards.footers import Footer, read_footers
 from amg.shards.reader import read_shards
-from amg.storage import Store, open_store
+from amg.storage.store import Store
+from amg.storage.url import open_store
 from amg.values import Status
 
 SHARDS_TIMED = 50  # the rate is that of the last so many

@@ -10,7 +10,8 @@ from itertools import pairwise
 from amg.run.plan import Plan, shard_path
 from amg.run.status import planned
 from amg.shards.verify import Finding, Wanted, check_shard
-from amg.storage import CLAIM, IN_PROGRESS, TEMPORARY, Store, open_store
+from amg.storage.store import CLAIM, IN_PROGRESS, TEMPORARY, Store
+from amg.storage.url import open_store
 
 AGAIN = "run the same command again: it goes on with what is missing"
 

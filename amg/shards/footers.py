@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from amg.errors import FormatError
 from amg.shards import schema
-from amg.storage import Store
+from amg.storage.store import Store
 
 MAGIC = b"PAR1"
 NOT_WHOLE = (pa.ArrowException, OSError, EOFError)

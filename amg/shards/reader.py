@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from amg.config import DecodeSettings, parse
 from amg.errors import ConfigError, FormatError, StorageError
 from amg.shards import schema
-from amg.storage import Store, open_store
+from amg.storage.store import Store
+from amg.storage.url import open_store
 
 ROWS_AT_ONCE = 16  # a row may hold megabytes of annotations as Python objects
 

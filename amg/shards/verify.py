@@ -20,7 +20,7 @@ from amg.geometry import Size
 from amg.shards import schema
 from amg.shards.footers import NOT_WHOLE, Footer, one_line, parse_footer
 from amg.shards.measure import measure
-from amg.storage import Store
+from amg.storage.store import Store
 from amg.values import Status
 
 REMAKE = "remove the file and run the same command again: it is made anew"

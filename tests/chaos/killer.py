@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from amg.run.plan import finished_shards, read_plan
 from amg.shards import reader
-from amg.storage import open_store
+from amg.storage.url import open_store
 
 KINDS = ("SIGINT", "SIGTERM", "SIGKILL", "SIGKILL group", "SIGKILL worker")
 SECONDS_TO_OBEY = 10.0

@@ -26,7 +26,7 @@ from amg.run.progress import Observer, Summary
 from amg.run.shard import Job, Label, Result
 from amg.sources.inputs import open_source
 from amg.sources.source import Source
-from amg.storage import open_store
+from amg.storage.url import open_store
 from amg.values import Failure, Funnel, Image, ImageRef, MaskSet, Status
 
 DIGEST = "0" * 64

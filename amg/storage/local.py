@@ -1,8 +1,7 @@
-"""Where files lie: a URL to a store that lists, reads and creates a file if it is absent; local folders so far.
+"""A local folder: a new file is a temporary one and `os.link`.
 
-`create_if_absent` is what the whole job stands on: of any number of writers exactly one gets True, and nobody ever
-sees half a file. Locally that is a temporary file and `os.link`; where links are not to be had, a rename that refuses
-to replace; where that is missing too, a rename under an exclusive claim.
+Where links are not to be had it is a rename that refuses to replace, and where that is missing too, a rename under an
+exclusive claim.
 """
 
 from __future__ import annotations
@@ -16,78 +15,16 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
-from urllib.parse import unquote_to_bytes, urlsplit
+from typing import BinaryIO
 
 from amg.errors import StorageError
-
-TEMPORARY = "_tmp"
-IN_PROGRESS = ".inprogress"
-CLAIM = ".claim"
+from amg.storage.store import CLAIM, IN_PROGRESS, TEMPORARY, Entry
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 _NO_EXCLUSIVE_RENAME = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 _ATTEMPTS = 3
 _CLAIM_SECONDS = 60.0  # a claim is held for one rename; an older one lost its owner
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One stored file; `path` is relative to the store, with `/`; `modified` in seconds since 1970."""
-
-    path: str
-    size_bytes: int
-    modified: float
-
-
-class Store(Protocol):
-    """One folder of files, local or remote; paths are relative to it, with `/`; every failure is a `StorageError`."""
-
-    url: str
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """The files under the folder `prefix`, streamed, sorted by the bytes of their paths; none if it is missing."""
-        ...
-
-    def read(self, path: str) -> bytes: ...
-
-    def open(self, path: str) -> BinaryIO:
-        """The file for reading at any place; the caller closes it."""
-        ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def create_if_absent(self, path: str, data: bytes) -> bool:
-        """Whether this call made the file; False when it was there. It is whole and on the disk, or not there."""
-        ...
-
-    def sweep(self) -> int:
-        """Removes what interrupted writers left behind and nobody is writing any more; how many files that were."""
-        ...
-
-
-def open_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
-    """The store at a local path or a `file://` URL; `create` makes the folder where it is missing.
-
-    Without `create` a missing folder is an error at the first write, so that a folder that vanishes during a job
-    (an unmounted disk) is not silently made anew.
-    """
-    text = os.fspath(url)
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme == "file":
-        text = os.fsdecode(unquote_to_bytes(urlsplit(text).path))
-    elif scheme:
-        raise StorageError(
-            f"{text}: remote stores ({scheme}://) come in a later version, this one knows local folders and file://; "
-            "write to a local folder and copy it"
-        )
-    store = LocalStore(Path(text))
-    if create:
-        with _as_storage_error(store.root, "create"):
-            store.root.mkdir(parents=True, exist_ok=True)
-    return store
 
 
 class LocalStore:
@@ -96,6 +33,10 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))
         self.url = str(self.root)
+
+    def create_folder(self) -> None:
+        with _as_storage_error(self.root, "create"):
+            self.root.mkdir(parents=True, exist_ok=True)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         with _as_storage_error(self._at(prefix), "list"), suppress(FileNotFoundError):
