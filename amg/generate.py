@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -17,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from amg.config import GenerateSettings, default_points_per_batch, generate_settings
-from amg.errors import AmgError
+from amg.errors import AmgError, ConfigError
 from amg.geometry import Crop, Size, plan_crops
 from amg.lanes import Lanes
 from amg.masks import grid, nms, regions, runs
 from amg.masks.score import Lens, Shelf, score
-from amg.sam.model import PreparedImage, Sam
+from amg.rle import check_record_styles
+from amg.sam.model import PreparedImage, Sam, check_sam
+from amg.sam.pictures import as_rgb
 from amg.sam.processor import to_batch
 from amg.tensors import Candidates, Points, Workspace, from_host, to_host
 from amg.values import Failure, Funnel, Image, ImageRef, MaskSet, Status
@@ -58,16 +61,34 @@ def generate_masks(
     candidates_mb: MiB of logits kept of a crop's candidates; beyond it survivors are decoded a second time.
 
     In an iterable, an image that runs out of memory becomes a `Failure`; a single image raises.
-    Raises ConfigError for wrong settings, AmgError for an array that is no image.
+    Raises ConfigError for wrong settings and for what is no model, AmgError for what is no image.
     """
-    if settings is not None and named:
-        raise AmgError(f"settings came twice: as an object and by name ({', '.join(named)}); give one of them")
-    settings = settings or generate_settings(named)
+    if isinstance(images, str | bytes | Path | torch.Tensor) or not isinstance(images, _IMAGE | Iterable):
+        raise _no_image(images)
+    check_sam(sam)
+    settings = _settings(settings, named)
+    if candidates_mb < 0:
+        raise ConfigError(f"candidates_mb is {candidates_mb}; wanted 0 or more MiB")
     room = candidates_mb * 2**20 // 4
-    if isinstance(images, np.ndarray | PIL.Image.Image | Image):
+    if isinstance(images, _IMAGE):
         with _lanes(sam) as lanes:
             return _Generator(sam, settings, room, lanes).label(as_image(images))
     return _each(images, sam, settings, room)
+
+
+_IMAGE = np.ndarray | PIL.Image.Image | Image
+
+
+def _settings(given: GenerateSettings | None, named: dict[str, Any]) -> GenerateSettings:
+    if given is None:
+        return generate_settings(named)
+    if named:
+        raise AmgError(f"settings came twice: as an object and by name ({', '.join(named)}); give one of them")
+    if not isinstance(given, GenerateSettings):
+        raise ConfigError(
+            f"settings: a {type(given).__name__}; wanted GenerateSettings, or each by its name: **settings"
+        )
+    return given
 
 
 def _lanes(sam: Sam) -> Lanes:
@@ -102,7 +123,7 @@ def as_image(pixels: Pixels, row: int = 0) -> Image:
     """An `Image` from what people have in hand. PIL images are converted to RGB; they are not turned by their EXIF."""
     if isinstance(pixels, Image):
         return pixels
-    array = np.asarray(pixels.convert("RGB")) if isinstance(pixels, PIL.Image.Image) else pixels
+    array = np.asarray(as_rgb(pixels)) if isinstance(pixels, PIL.Image.Image) else pixels
     if (
         not isinstance(array, np.ndarray)
         or array.dtype != np.uint8
@@ -110,9 +131,16 @@ def as_image(pixels: Pixels, row: int = 0) -> Image:
         or array.shape[2] != 3
         or array.size == 0
     ):
-        seen = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise AmgError(f"an image came as {seen}; wanted uint8 RGB of shape (height, width, 3), or a PIL image")
+        raise _no_image(array)
     return Image(ImageRef(row, f"image-{row}", ""), array, Size(*array.shape[:2]))
+
+
+def _no_image(came: object) -> AmgError:
+    seen = f"{came.dtype} of shape {came.shape}" if isinstance(came, np.ndarray) else type(came).__name__
+    opened = (
+        "; open a file with PIL.Image.open, or label folders with sam-amg run" if isinstance(came, str | Path) else ""
+    )
+    return AmgError(f"an image came as {seen}; wanted uint8 RGB of shape (height, width, 3), or a PIL image{opened}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +364,8 @@ class MaskGenerator:
     def __init__(self, sam: Sam, *, output_mode: str = "binary_mask", bbox_style: str = "sa1b", **named: Any) -> None:
         if named.get("point_grids") is not None and "points_per_side" not in named:
             named["points_per_side"] = None
+        check_sam(sam)
+        check_record_styles(output_mode=output_mode, bbox_style=bbox_style)
         self.sam = sam
         self.settings = generate_settings(named)
         self.output_mode, self.bbox_style = output_mode, bbox_style

@@ -128,8 +128,7 @@ def from_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
 
 def records(mask_set: MaskSet, *, output_mode: str = "coco_rle", bbox_style: str = "sa1b") -> list[dict[str, Any]]:
     """The masks as the original generator's dicts, in its order of keys; documented at `MaskSet.to_dicts`."""
-    if output_mode not in OUTPUT_MODES:
-        raise ConfigError(f"output_mode is {output_mode!r}, wanted one of {', '.join(OUTPUT_MODES)}")
+    check_record_styles(output_mode=output_mode, bbox_style=bbox_style)
     segmentations = _segmentations(mask_set, output_mode)
     crops = [list(crop.box.xywh) for crop in mask_set.crops]
     columns = zip(
@@ -156,10 +155,21 @@ def records(mask_set: MaskSet, *, output_mode: str = "coco_rle", bbox_style: str
     ]
 
 
-def xywh(box_K4: NDArray[np.int32], *, bbox_style: str) -> NDArray[np.int32]:
-    """Half-open boxes as x, y, width, height: `exact` as COCO has them, `sa1b` one short in width and height."""
+def check_record_styles(*, output_mode: str, bbox_style: str) -> None:
+    """ConfigError for what `records` does not know."""
+    if output_mode not in OUTPUT_MODES:
+        raise ConfigError(f"output_mode is {output_mode!r}, wanted one of {', '.join(OUTPUT_MODES)}")
+    _check_bbox_style(bbox_style)
+
+
+def _check_bbox_style(bbox_style: str) -> None:
     if bbox_style not in BBOX_STYLES:
         raise ConfigError(f"bbox_style is {bbox_style!r}, wanted one of {', '.join(BBOX_STYLES)}")
+
+
+def xywh(box_K4: NDArray[np.int32], *, bbox_style: str) -> NDArray[np.int32]:
+    """Half-open boxes as x, y, width, height: `exact` as COCO has them, `sa1b` one short in width and height."""
+    _check_bbox_style(bbox_style)
     sides_K2 = box_K4[:, 2:] - box_K4[:, :2]
     if bbox_style == "sa1b":
         sides_K2 = np.maximum(sides_K2 - 1, 0)

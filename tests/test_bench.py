@@ -318,7 +318,7 @@ def photo_source(**changed: Any) -> photos.Source:
         "shows": "",
         "author": "",
     }
-    return photos.Source(**(given | {"licence": "CC0"} | changed))
+    return photos.Source(**(given | {"licence": "CC0", "stated": ""} | changed))
 
 
 def test_a_photo_with_another_digest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +327,7 @@ def test_a_photo_with_another_digest_is_refused(tmp_path: Path, monkeypatch: pyt
         archive.writestr("p/x.png", b"abcd")
     found = SimpleNamespace(file="p-1.whl", url="", index="", size_bytes=None, sha256=None)
     monkeypatch.setattr(photos, "find_archive", lambda *_: found)
-    monkeypatch.setattr(photos, "download", lambda _, target, **__: target.write_bytes(packed.read_bytes()))
+    monkeypatch.setattr(photos, "load_archive", lambda _, target, **__: target.write_bytes(packed.read_bytes()))
     digest = "88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589"
     right = photo_source(sha256=digest)
     assert photos.members("p==1", [right]) == [(right, b"abcd")]

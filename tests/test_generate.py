@@ -1,6 +1,9 @@
 """The generation loop against segment-anything's generator, on masks that a stand-in for the network makes for both."""
 
 import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -192,11 +195,50 @@ def test_an_image_without_memory_fails_alone() -> None:
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
         np.zeros((4, 4, 4), np.uint8),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        DiscSam(),
+        None,
+        3,
     ],
+    ids=lambda given: f"{type(given).__name__} {getattr(given, 'shape', '')}",
 )
-def test_an_array_that_is_no_image_is_refused_with_what_it_is(pixels: np.ndarray) -> None:
+def test_what_is_no_image_is_refused_with_what_it_is(pixels: Any) -> None:
     with pytest.raises(AmgError, match=r"wanted uint8 RGB of shape \(height, width, 3\)"):
         generate_masks(pixels, DiscSam().as_sam())
+
+
+@pytest.mark.parametrize("path", ["photo.jpg", Path("photo.jpg")], ids=["str", "Path"])
+def test_a_path_is_refused_with_what_opens_it(path: Any) -> None:
+    with pytest.raises(AmgError, match=r"came as \w+; .* open a file with PIL\.Image\.open"):
+        generate_masks(path, DiscSam().as_sam())
+    with pytest.raises(AmgError, match=r"open a file with PIL\.Image\.open"):
+        list(generate_masks([path], DiscSam().as_sam()))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_pixels_of_more_than_8_bits_are_not_cut_off_silently(dtype: Any) -> None:
+    deep = PIL.Image.fromarray(np.full((30, 40), 300, dtype))
+    for label in (partial(generate_masks, sam=DiscSam().as_sam()), amg.MaskGeneration(DiscSam().as_sam())):
+        with pytest.raises(ConfigError, match=r"a PIL image of mode (I;16|I|F), .* wanted 8 bits a channel"):
+            label(deep)
+
+
+def test_what_is_no_model_is_refused_by_all_that_take_one() -> None:
+    for use in (partial(generate_masks, picture(4, 4)), amg.MaskGenerator, amg.MaskGeneration, amg.Predictor):
+        with pytest.raises(ConfigError, match=r"sam: a str; wanted a model, as amg\.load_sam"):
+            use("mobile-sam")
+
+
+def test_other_wrong_arguments_are_named() -> None:
+    sam = DiscSam().as_sam()
+    with pytest.raises(ConfigError, match=r"settings: a dict; wanted GenerateSettings, or each by its name"):
+        generate_masks(picture(4, 4), sam, {"points_per_side": 2})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"candidates_mb is -1; wanted 0 or more"):
+        generate_masks(picture(4, 4), sam, candidates_mb=-1)
+    with pytest.raises(ConfigError, match=r"output_mode is 'rle', wanted one of coco_rle"):
+        amg.MaskGenerator(sam, output_mode="rle")
+    with pytest.raises(ConfigError, match=r"bbox_style is 'coco', wanted one of"):
+        amg.MaskGenerator(sam, bbox_style="coco")
 
 
 def test_settings_come_by_name_or_as_an_object_but_not_both() -> None:

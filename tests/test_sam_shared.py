@@ -8,7 +8,8 @@ import torch
 from amg.geometry import Box, Crop, Size
 from amg.sam import model
 from amg.sam.config import VIT_T
-from amg.sam.factored import FactoredImage, can_factor, decode_factored, factor
+from amg.sam.factored import decode_factored
+from amg.sam.factored_image import FactoredImage, can_factor, factor
 from amg.sam.model import build_sam
 from amg.sam.shared import SharedImage
 from amg.tensors import Batch, Embedding, Points, Workspace

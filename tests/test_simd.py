@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import erf
 
-from amg.kernels import simd
+from amg.kernels import gelu as activation
+from amg.kernels import products, simd, softmax
 
 GUARD = np.float32(12345)
 
@@ -19,17 +20,17 @@ def numbers(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 @numba.njit
 def _product(a, b, c, rows, columns, inner):  # type: ignore[no-untyped-def]
-    simd.product(a, 0, a.shape[1], b, b.shape[1], b.shape[1], c, 0, c.shape[1], rows, columns, inner)
+    products.product(a, 0, a.shape[1], b, b.shape[1], b.shape[1], c, 0, c.shape[1], rows, columns, inner)
 
 
 @numba.njit
 def _add_products_of_rows(a, b, c, rows, columns, inner):  # type: ignore[no-untyped-def]
-    simd.add_products_of_rows(a, 0, a.shape[1], b, b.shape[1], b.shape[1], c, 0, c.shape[1], rows, columns, inner)
+    products.add_products_of_rows(a, 0, a.shape[1], b, b.shape[1], b.shape[1], c, 0, c.shape[1], rows, columns, inner)
 
 
 @numba.njit
 def _normalise_and_gelu(y, base, scale, deviation, weight, bias, eps, columns):  # type: ignore[no-untyped-def]
-    simd.normalise_and_gelu(
+    activation.normalise_and_gelu(
         y, 0, y.shape[1], base, 0, base.shape[1], scale, 0, deviation, 0, weight, bias, eps, len(weight), columns
     )
 
@@ -37,30 +38,30 @@ def _normalise_and_gelu(y, base, scale, deviation, weight, bias, eps, columns): 
 @numba.njit
 def _gelu_and_dots(z, bias, weights, out, columns):  # type: ignore[no-untyped-def]
     args = z.shape[1], bias
-    simd.gelu_and_dot(z, 0, args[0], bias, weights, 0, weights.shape[1], out, 0, out.shape[1], len(bias), columns)
-    simd.gelu_and_3_dots(
+    activation.gelu_and_dot(z, 0, args[0], bias, weights, 0, weights.shape[1], out, 0, out.shape[1], len(bias), columns)
+    activation.gelu_and_3_dots(
         z, 0, args[0], bias, weights, 0, weights.shape[1], out, out.shape[1], out.shape[1], len(bias), columns
     )
 
 
 @numba.njit
 def _weigh(a, top, scale1, scale2, out, columns):  # type: ignore[no-untyped-def]
-    return simd.weigh(a, 16, top, scale1, 0, scale2, 0, out, 0, columns)
+    return softmax.weigh(a, 16, top, scale1, 0, scale2, 0, out, 0, columns)
 
 
 @numba.njit
 def _combine(a, b, c, scale, columns):  # type: ignore[no-untyped-def]
-    return simd.combine(a, 0, b, 16, c, 0, scale, 0, columns)
+    return softmax.combine(a, 0, b, 16, c, 0, scale, 0, columns)
 
 
 @numba.njit
 def _combine_twice(a, b, c, d, scale1, scale2, columns):  # type: ignore[no-untyped-def]
-    return simd.combine_twice(a, 0, b, 16, c, 0, d, 0, scale1, 0, scale2, 0, columns)
+    return softmax.combine_twice(a, 0, b, 16, c, 0, d, 0, scale1, 0, scale2, 0, columns)
 
 
 @numba.njit
 def _shares(scores, tokens, out, columns):  # type: ignore[no-untyped-def]
-    simd.shares_of_tokens(scores, 0, scores.shape[1], tokens, out, out.shape[1], out.shape[1], columns)
+    softmax.shares_of_tokens(scores, 0, scores.shape[1], tokens, out, out.shape[1], out.shape[1], columns)
 
 
 def gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,7 +12,9 @@ import math
 import numba
 import numpy as np
 
-from amg.kernels.simd import LANES, ROWS, add_distances, exponentials, product
+from amg.kernels.products import product
+from amg.kernels.simd import LANES, ROWS
+from amg.kernels.softmax import add_distances, exponentials
 
 QUERIES = 32
 """Queries that are worked on at once."""

@@ -136,23 +136,6 @@ def draw(
     return bits
 
 
-def runs(bits_WH: NDArray[np.uint8], x0: int, y0: int, height: int, width: int) -> NDArray[np.uint32]:
-    """Column-major run lengths, zeros first, of an image that is zero outside the window at (x0, y0)."""
-    changes = np.empty(_count_changes(bits_WH, y0, height) + 1, np.int64)
-    n = _find_changes(bits_WH, x0, y0, height, changes)
-    changes[n] = height * width
-    lengths = np.diff(changes[: n + 1], prepend=0)
-    return (lengths[:-1] if n and lengths[-1] == 0 else lengths).astype(np.uint32)
-
-
-def nms(boxes_K4: NDArray[np.float32], order_K: NDArray[np.int64], max_iou: float) -> NDArray[np.int64]:
-    """Greedy NMS over float32 boxes taken as x0, y0, x1, y1: indices kept, in `order_K`.
-
-    A box goes when its IoU with a kept one is above `max_iou`; 0/0 is not. Same float32 arithmetic as torchvision.
-    """
-    return _nms(np.ascontiguousarray(boxes_K4, np.float32), order_K, max_iou)
-
-
 def _arrays(
     axis: Axis,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
@@ -383,69 +366,3 @@ def _draw(logits, row0, column0, threshold, mxi, mxw, pxi, pxw, xs, myi, myw, py
             for i in range(xb - xa):
                 for j in range(yb - ya):
                     bits[xa + i - x0, ya + j - y0] = patch[j, i] > threshold
-
-
-@numba.njit(nogil=True, cache=True)
-def _count_changes(bits, y0, height):  # type: ignore[no-untyped-def]
-    """At most so many places where the value changes along the columns."""
-    n = 0
-    for i in range(bits.shape[0]):
-        value = 0
-        for j in range(bits.shape[1]):
-            if bits[i, j] != value:
-                value = bits[i, j]
-                n += 1
-        n += value
-    return n
-
-
-@numba.njit(nogil=True, cache=True)
-def _find_changes(bits, x0, y0, height, changes):  # type: ignore[no-untyped-def]
-    n = 0
-    value = 0
-    for i in range(bits.shape[0]):
-        start = (x0 + i) * height + y0
-        if value and not (y0 == 0 and bits.shape[1] == height and bits[i, 0]):
-            changes[n] = start - height + bits.shape[1]
-            n += 1
-            value = 0
-        for j in range(bits.shape[1]):
-            if bits[i, j] != value:
-                value = bits[i, j]
-                changes[n] = start + j
-                n += 1
-    if value:
-        changes[n] = (x0 + bits.shape[0] - 1) * height + y0 + bits.shape[1]
-        n += 1
-    return n
-
-
-@numba.njit(nogil=True, cache=True)
-def _nms(boxes, order, max_iou):  # type: ignore[no-untyped-def]
-    k = len(order)
-    gone = np.zeros(k, np.bool_)
-    areas = np.empty(k, np.float32)
-    kept = np.empty(k, np.int64)
-    for i in range(k):
-        b = boxes[i]
-        areas[i] = (b[2] - b[0]) * (b[3] - b[1])
-    n = 0
-    for p in range(k):
-        i = order[p]
-        if gone[i]:
-            continue
-        kept[n] = i
-        n += 1
-        a = boxes[i]
-        for q in range(p + 1, k):
-            j = order[q]
-            if gone[j]:
-                continue
-            b = boxes[j]
-            w = max(np.float32(0), min(a[2], b[2]) - max(a[0], b[0]))
-            h = max(np.float32(0), min(a[3], b[3]) - max(a[1], b[1]))
-            both = w * h
-            union = areas[i] + areas[j] - both
-            if union > 0 and np.float64(both / union) > max_iou:
-                gone[j] = True
-    return kept[:n]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from amg.geometry import Crop
-from amg.kernels import resample
+from amg.kernels import nms as kernel
 from amg.masks.score import inclusive
 from amg.tensors import Candidates, from_host, to_host
 
@@ -21,7 +21,7 @@ from amg.tensors import Candidates, from_host, to_host
 def nms(box_K4: NDArray[np.int64], score_K: NDArray[np.float32], *, max_iou: float) -> NDArray[np.int64]:
     """Indices of the half-open boxes that survive, best score first."""
     order = np.argsort(-score_K, kind="stable")
-    return resample.nms(inclusive(box_K4).astype(np.float32), order, max_iou)
+    return kernel.nms(inclusive(box_K4).astype(np.float32), order, max_iou)
 
 
 def nms_in_crop(candidates: Candidates, *, max_iou: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from amg.geometry import Size
 from amg.kernels import resample
+from amg.kernels import runs as kernel
 from amg.masks.score import Lens
 
 Window = tuple[NDArray[np.uint8], int, int]
@@ -36,4 +37,4 @@ def draw(
 def run_lengths(window: Window, image: Size) -> NDArray[np.uint32]:
     """Column-major run lengths of the mask in the image, beginning with the zeros."""
     bits, x0, y0 = window
-    return resample.runs(bits, x0, y0, image.height, image.width)
+    return kernel.run_lengths(bits, x0, y0, image.height, image.width)

@@ -27,7 +27,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from amg.sam.decoder import MaskDecoder
 from amg.sam.layers import LayerNorm2d, gelu
@@ -59,7 +58,7 @@ class SharedImage:
 
 def share(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no_mask_1DGG: Tensor) -> SharedImage:
     """Everything of an image that does not depend on the prompt."""
-    first = _blocks(decoder)[0]
+    first = decoder.transformer.blocks[0]
     keys_1ID = (features_1DGG + no_mask_1DGG).flatten(2).transpose(1, 2).contiguous()
     position_1ID = position_1DGG.flatten(2).transpose(1, 2).contiguous()
     placed_1ID = keys_1ID + position_1ID
@@ -81,7 +80,7 @@ def decode_shared(
     The logits lie in the workspace: the next call with it overwrites them.
     """
     tokens_PTD = decoder.tokens(sparse_PKD)
-    first, *later = _blocks(decoder)
+    first, *later = decoder.transformer.blocks
     work = partial(workspace.like, image.base_1ID)
     queries_PTD, keys_PID = _first_block(first, image, tokens_PTD, work)
     for block in later:
@@ -96,12 +95,7 @@ def decode_shared(
 
 def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor, work: Scratch) -> tuple[Tensor, Tensor]:
     """`TwoWayBlock.forward` for a first block, with the image's side already projected."""
-    queries_PTD = block.attend_to_each_other(tokens_PTD, tokens_PTD)
-    attention = block.cross_attn_token_to_image
-    q_1hPTc = attention.split(attention.q_proj(queries_PTD + tokens_PTD).flatten(0, 1)[None])
-    found_1PTC = attention.join(F.scaled_dot_product_attention(q_1hPTc, image.k_1hIc, image.v_1hIc))
-    queries_PTD = block.take_in(queries_PTD, attention.out_proj(found_1PTC).view_as(queries_PTD))
-
+    queries_PTD = block.look_together(tokens_PTD, image.k_1hIc, image.v_1hIc)
     attention = block.cross_attn_image_to_token
     k_PThc = attention.k_proj(queries_PTD + tokens_PTD).unflatten(2, (attention.heads, -1))
     p, t, h, c = k_PThc.shape
@@ -209,7 +203,3 @@ def _through(x_PThc: Tensor, projection: nn.Linear) -> Tensor:
     """Vectors of the heads as vectors of the channels before `projection`: (P, R, D)."""
     h, c = x_PThc.shape[2:]
     return torch.einsum("pthc,hcd->pthd", x_PThc, projection.weight.view(h, c, -1)).flatten(1, 2)
-
-
-def _blocks(decoder: MaskDecoder) -> list[TwoWayBlock]:
-    return [cast(TwoWayBlock, block) for block in decoder.transformer.layers]

@@ -6,6 +6,8 @@ and the prompt's own), I = G*G image tokens, D channels, h heads, c channels of 
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +20,11 @@ class TwoWayTransformer(nn.Module):
         self.layers = nn.ModuleList(TwoWayBlock(width, heads, mlp_width, first=index == 0) for index in range(depth))
         self.final_attn_token_to_image = Attention(width, heads, inner=width // downsample)
         self.norm_final_attn = nn.LayerNorm(width)
+
+    @property
+    def blocks(self) -> list[TwoWayBlock]:
+        """The layers, as what they are."""
+        return [cast(TwoWayBlock, layer) for layer in self.layers]
 
     def forward(
         self,
@@ -83,6 +90,17 @@ class TwoWayBlock(nn.Module):
             return self.norm1(self.self_attn(queries_PTD, queries_PTD, queries_PTD))
         placed_PTD = queries_PTD + tokens_PTD
         return self.norm1(queries_PTD + self.self_attn(placed_PTD, placed_PTD, queries_PTD))
+
+    def look_together(self, tokens_PTD: Tensor, k_1hIc: Tensor, v_1hIc: Tensor) -> Tensor:
+        """In a first block: the tokens after their look at an image that all prompts have in common.
+
+        The image tokens come projected, and the prompts' attend to them as one long sequence.
+        """
+        queries_PTD = self.attend_to_each_other(tokens_PTD, tokens_PTD)
+        attention = self.cross_attn_token_to_image
+        q_1hXc = attention.split(attention.q_proj(queries_PTD + tokens_PTD).flatten(0, 1)[None])  # X: P*T
+        found_1XC = attention.join(F.scaled_dot_product_attention(q_1hXc, k_1hIc, v_1hIc))
+        return self.take_in(queries_PTD, attention.out_proj(found_1XC).view_as(queries_PTD))
 
     def take_in(self, queries_PTD: Tensor, found_PTD: Tensor) -> Tensor:
         """What the tokens make of what they found in the image."""

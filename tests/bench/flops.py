@@ -2,8 +2,8 @@
 
 Where PyTorch does the arithmetic it counts itself (`torch.utils.flop_counter`, on tensors without memory where that is
 possible). The three compiled passes of the factored decoder it does not see; their matrix products are counted here
-from the shapes in `amg/kernels/decoder.py`. Exponentials, GELU, norms and resampling are not counted: there is no
-ceiling for them among matrix products.
+from the shapes in `amg/kernels/decoder.py` and `upscale.py`. Exponentials, GELU, norms and resampling are not counted:
+there is no ceiling for them among matrix products.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amg.config import default_points_per_batch
 from amg.geometry import Box, Crop, Size
-from amg.kernels.decoder import BLOCKS, SINGLES, whole_rows
+from amg.kernels.tiles import BLOCKS, SINGLES, whole_rows
 from amg.sam.config import ARCHITECTURES
-from amg.sam.factored import FactoredImage, factor
+from amg.sam.factored_image import FactoredImage, factor
 from amg.sam.model import Sam, build_sam
 from amg.tensors import Embedding, Points
 
@@ -101,7 +101,7 @@ class FactorShape:
     @classmethod
     def of(cls, sam: Sam) -> FactorShape:
         decoder = sam.mask_decoder
-        attention = decoder.transformer.layers[1].cross_attn_image_to_token
+        attention = decoder.transformer.blocks[1].cross_attn_image_to_token
         first, second = decoder.output_upscaling[0], decoder.output_upscaling[3]
         return cls(
             places=sam.prompt_encoder.grid**2,

@@ -113,10 +113,7 @@ def numbered(by_number: Mapping[Any, Any]) -> list[tuple[int, Any]]:
     return sorted((int(number), value) for number, value in by_number.items())
 
 
-def memory(rows: Rows) -> str:
-    if "memory" not in rows:
-        return missing("memory")
-    row = rows["memory"]
+def memory(row: Row) -> str:
     lines = [
         [
             f"{number} megapixels ({' x '.join(str(side) for side in image['size'])})",
@@ -126,13 +123,10 @@ def memory(rows: Rows) -> str:
         ]
         for number, image in numbered(row["images"])
     ]
-    return table(["image", "peak", "bar", ""], lines) + "\n\n" + origin(rows, "memory")
+    return table(["image", "peak", "bar", ""], lines)
 
 
-def ceiling(rows: Rows) -> str:
-    if "ceiling" not in rows:
-        return missing("ceiling")
-    row = rows["ceiling"]
+def ceiling(row: Row) -> str:
     lines = [
         [
             name,
@@ -152,15 +146,10 @@ def ceiling(rows: Rows) -> str:
         f"A point is {point[0]:.2f} GFLOP in the factored decoder, {point[1]:.2f} in the published one. Goal: "
         f"{row['goal']:.0%}."
     )
-    return "\n\n".join(
-        (table(["stage", "seconds", "GFLOP", "GB", "of the ceiling"], lines), notes, origin(rows, "ceiling"))
-    )
+    return table(["stage", "seconds", "GFLOP", "GB", "of the ceiling"], lines) + "\n\n" + notes
 
 
-def cores(rows: Rows) -> str:
-    if "cores" not in rows:
-        return missing("cores")
-    row = rows["cores"]
+def cores(row: Row) -> str:
     line = [
         f"{row['photos']} photos, {row['failed']} failed",
         f"{row['utilisation']:.1%}",
@@ -168,13 +157,10 @@ def cores(rows: Rows) -> str:
         f"{row['seconds_an_image']:.2f} s an image",
         f"{row['peak_mb']:.0f} MB",
     ]
-    return table(["folder", "of all cores", "bar", "speed", "peak"], [line]) + "\n\n" + origin(rows, "cores")
+    return table(["folder", "of all cores", "bar", "speed", "peak"], [line])
 
 
-def parity(rows: Rows) -> str:
-    if "parity" not in rows:
-        return missing("parity")
-    row = rows["parity"]
+def parity(row: Row) -> str:
     lines = [
         ["photos with the same number of masks", f"{row['same_count']} of {row['photos']}", "all"],
         ["worst IoU of a matched pair", f"{row['worst_iou']:.6f}", f">= {row['bar_iou']}"],
@@ -185,13 +171,10 @@ def parity(rows: Rows) -> str:
         ],
     ]
     problems = [f"{name}: {'; '.join(found)}." for name, found in row["problems"].items()]
-    return "\n\n".join((table(["", "measured", "bar"], lines), *problems, origin(rows, "parity")))
+    return "\n\n".join((table(["", "measured", "bar"], lines), *problems))
 
 
-def precision(rows: Rows) -> str:
-    if "precision" not in rows:
-        return missing("precision")
-    row = rows["precision"]
+def precision(row: Row) -> str:
     encoder, whole = row["encoder_seconds"], row["seconds"]
     photos = len(row["photos"])
     lines = [
@@ -202,13 +185,10 @@ def precision(rows: Rows) -> str:
         ["all, seconds a photo", f"{whole['fast'] / photos:.2f} and {whole['parity'] / photos:.2f}", ""],
     ]
     arithmetic = "\n".join(f"- `{name}`: {words}" for name, words in row["arithmetic"].items())
-    return "\n\n".join((table(["", "measured", "bar"], lines), arithmetic, origin(rows, "precision")))
+    return "\n\n".join((table(["", "measured", "bar"], lines), arithmetic))
 
 
-def library(rows: Rows) -> str:
-    if "library" not in rows:
-        return "Not measured yet: `make bench-library`."
-    row = rows["library"]
+def library(row: Row) -> str:
     names = {"encoder": "encoder, one image", "masks": f"{row['points']} points to masks, one image"}
     lines = [
         [
@@ -222,7 +202,7 @@ def library(rows: Rows) -> str:
         for call, each in row["calls"].items()
     ]
     head = ["ViT-B, float32", "ours", "transformers", "ratio", "bar", "outputs differ by"]
-    return table(head, lines) + "\n\n" + origin(rows, "library")
+    return table(head, lines)
 
 
 def summary(rows: Rows) -> str:
@@ -247,8 +227,16 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
 
 
-def missing(name: str) -> str:
-    return f"Not measured yet: `make bench ARGS='--rows {name}'`."
+def of_row(name: str, body: Callable[[Row], str]) -> Callable[[Rows], str]:
+    """A table of what one row says, and where that was measured."""
+
+    def text(rows: Rows) -> str:
+        if name in rows:
+            return body(rows[name]) + "\n\n" + origin(rows, name)
+        command = "make bench-library" if name == "library" else f"make bench ARGS='--rows {name}'"
+        return f"Not measured yet: `{command}`."
+
+    return text
 
 
 def origin(rows: Rows, *names: str) -> str:
@@ -282,15 +270,18 @@ def megabytes(value: float) -> str:
     return f"{value * 2**20 / 1e9:.2f} GB"
 
 
-TABLES: Mapping[str, Callable[[Rows], str]] = {
-    "generator": generator,
+OF_ROWS = {
     "memory": memory,
     "ceiling": ceiling,
     "cores": cores,
     "parity": parity,
     "precision": precision,
     "library": library,
+}
+TABLES: Mapping[str, Callable[[Rows], str]] = {
+    "generator": generator,
     "summary": summary,
+    **{name: of_row(name, body) for name, body in OF_ROWS.items()},
 }
 
 if __name__ == "__main__":
