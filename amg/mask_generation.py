@@ -22,7 +22,7 @@ from amg.masks.score import inclusive
 from amg.rle import to_mask
 from amg.sam.image_options import IMAGENET_MEAN, IMAGENET_STD, colour
 from amg.sam.image_processor import SamImageProcessor
-from amg.sam.model import Sam
+from amg.sam.model import Sam, check_sam
 from amg.sam.pictures import load_picture, upright
 from amg.sam.sam_processor import SamProcessor
 from amg.values import Image, MaskSet
@@ -72,6 +72,7 @@ class MaskGeneration:
         The generator prepares pictures itself; a processor of other colours or another size is refused.
         """
         given = processor or image_processor or SamImageProcessor()
+        check_sam(model)
         self.model = model
         self.image_processor = given.image_processor if isinstance(given, SamProcessor) else given
         _check_processor(self.image_processor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from amg import SamConfig
+from amg import SamConfig, SamProcessor
 from amg.errors import ConfigError, WeightsError
 from amg.sam import load
 from amg.sam.config import ARCHITECTURES, Architecture, DecoderConfig, VitConfig
@@ -192,6 +193,35 @@ def test_a_hub_name_that_the_cache_has_not_is_refused(tmp_path: Path) -> None:
 def test_a_name_of_nothing_is_refused(name: str | Path) -> None:
     with pytest.raises(ConfigError, match=r"is no folder, no file and no name; .* facebook/sam-vit-huge"):
         SamModel.from_pretrained(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("mobile-sma", "mobile-sam"), ("MobileSAM", "mobile-sam"), ("sam_vit_huge", "sam-vit-h")]
+)
+def test_a_name_near_one_of_ours_is_not_looked_for_on_the_hub(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    for read in (SamModel.from_pretrained, SamProcessor.from_pretrained, SamConfig.from_pretrained):
+        with pytest.raises(ConfigError, match=f"'{name}' is no folder, no file and no name; did you mean '{meant}'"):
+            read(name)
+
+
+@pytest.mark.parametrize("name", ["someone/mobile-sma", "mobile-sam/mobile-sam", "tiny"])
+def test_other_names_are_the_hubs(name: str, tmp_path: Path) -> None:
+    hub_cache(tmp_path, saved, name=name)
+    assert_answers_alike(SamModel.from_pretrained(name, cache_dir=tmp_path, local_files_only=True), pair()[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "50KB"}, {"safe_serialization": False}], ids=str)
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_all_files_of_a_saved_model_may_be_read_alike(umask: int, options: dict[str, Any], tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        pair()[1].save_pretrained(tmp_path, **options)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~umask}
 
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ def test_lists_are_taken_as_well_as_arrays() -> None:
         ({"point_coords": "here", "point_labels": [1]}, "point_coords: str"),
         ({"box": [1, 2, 3]}, r"box: shape \(3,\); wanted .* \(4,\)"),
         ({"box": np.zeros((2, 4))}, r"box: shape \(2, 4\)"),
+        ({"box": [30, 40, 10, 20]}, r"box: \[30.0, 40.0, 10.0, 20.0\]; wanted x0 <= x1 and y0 <= y1"),
+        ({"box": [61, 2, 70, 40]}, r"box: .* lies outside the image of 97 x 61"),
+        ({"box": [-9, -9, 0, 40]}, r"box: .* lies outside the image of 97 x 61"),
         ({"mask_input": np.zeros((256, 256))}, r"mask_input: shape \(256, 256\); wanted .* \(1, 256, 256\)"),
     ],
 )
@@ -112,9 +115,10 @@ def test_wrong_prompts_are_refused_with_what_came_and_what_was_wanted(prompt: di
         (np.zeros((4, 5, 3)), "RGB", "float64 .* wanted uint8"),
         (np.zeros((0, 5, 3), np.uint8), "RGB", r"shape \(0, 5, 3\)"),
         (np.zeros((4, 5, 3), np.uint8), "HSV", "image_format 'HSV'"),
+        ("photo.jpg", "RGB", "image: the path 'photo.jpg'; wanted pixels"),
     ],
 )
-def test_wrong_images_are_refused(image: NDArray[Any], image_format: str, said: str) -> None:
+def test_wrong_images_are_refused(image: Any, image_format: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Predictor(mobile_pair()[1]).set_image(image, image_format)
 

@@ -162,6 +162,7 @@ def test_what_was_passed_in_is_left_as_it_is() -> None:
 NAN = float("nan")
 WRONG: dict[str, tuple[list[Any], Settings, str]] = {
     "no batch": (ONE, {"input_points": [[20, 30]]}, r"input_points: shape \(1, 2\); wanted \(images, points, 2\)"),
+    "no numbers": (ONE, {"input_points": [[["20", "30"]]]}, r"input_points: .* wanted numbers of shape \(images"),
     "a point alone": (ONE, {"input_points": [20, 30]}, r"input_points: shape \(2,\); wanted \(images, points, 2\)"),
     "a number": (ONE, {"input_points": 20}, "input_points: a int; wanted nested lists"),
     "too deep": (ONE, {"input_points": [[[[[2, 3]]]]]}, r"input_points: shape \(1, 1, 1, 1, 2\); wanted"),

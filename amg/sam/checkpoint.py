@@ -123,7 +123,7 @@ def _unpickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a parser fed with foreign bytes raises what it likes
         kind = "a zip archive" if is_zip else "no zip archive"
-        reason = next(iter(str(error).splitlines()), "")[:120]
+        reason = next(iter(str(error).splitlines()), "").partition(". ")[0][:120]
         raise WeightsError(
             f"{path} is no checkpoint of tensors: {kind}, {_size(path)}, beginning with {begins!r}; PyTorch says"
             f" {type(error).__name__}: {reason}; {WANTED}"

@@ -26,11 +26,14 @@ class Section:
     DERIVED: ClassVar[frozenset[str]] = frozenset()  # written by the transformers library, computed from the rest
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset()
+    MAY_BE_PAIRS: ClassVar[frozenset[str]] = frozenset()  # sides that others write as height and width
 
     def __init_subclass__(cls) -> None:
         cls.MODEL_TYPES = vars(cls).get("MODEL_TYPES", (cls.model_type,))
 
     def __post_init__(self) -> None:
+        for name in self.MAY_BE_PAIRS:
+            setattr(self, name, _side(getattr(self, name)))
         self.check()
         for field in fields(self):
             if field.type == "float":  # 4 becomes 4.0: transformers refuses whole numbers there
@@ -113,8 +116,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def square(value: Any) -> Any:
-    """A side that may be written as height and width, if they are the same."""
+def _side(value: Any) -> Any:
+    """The side of a square that is written as height and width, if they are the same."""
     pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     return value[0] if pair and value[0] == value[1] else value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from amg.errors import ConfigError
 from amg.sam.config import ARCHITECTURES, Architecture, DecoderConfig, TinyVitConfig, VitConfig
@@ -48,35 +49,9 @@ def architecture_of(config: SamConfig) -> Architecture:
 
 def config_of(architecture: Architecture) -> SamConfig:
     """The configuration of a published checkpoint; its decoder's layer norms have the original package's epsilon."""
-    encoder, decoder, channels = architecture.encoder, architecture.decoder, architecture.channels
-    if isinstance(encoder, TinyVitConfig):
-        vision = SamTinyVisionConfig(
-            hidden_sizes=encoder.widths,
-            depths=encoder.depths,
-            num_attention_heads=encoder.heads,
-            window_sizes=encoder.windows,
-            strides=encoder.strides,
-            mlp_ratio=encoder.mlp_ratio,
-            num_classes=encoder.classes,
-            output_channels=channels,
-            image_size=architecture.side,
-            num_pos_feats=channels // 2,
-        )
-    else:
-        vision = SamVisionConfig(
-            hidden_size=encoder.width,
-            num_hidden_layers=encoder.depth,
-            num_attention_heads=encoder.heads,
-            mlp_ratio=encoder.mlp_ratio,
-            window_size=encoder.window,
-            global_attn_indexes=encoder.global_blocks,
-            patch_size=encoder.patch,
-            output_channels=channels,
-            image_size=architecture.side,
-            num_pos_feats=channels // 2,
-        )
+    decoder, channels = architecture.decoder, architecture.channels
     return SamConfig(
-        vision,
+        _vision_of(architecture),
         SamPromptEncoderConfig(
             hidden_size=channels,
             image_size=architecture.side,
@@ -108,6 +83,36 @@ def config_of_weights(name: str | Path) -> SamConfig:
 
 
 OUR_NAMES = {"mobile-sam": "vit_t", "sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
+
+
+def _vision_of(architecture: Architecture) -> SamVisionConfig | SamTinyVisionConfig:
+    encoder, channels = architecture.encoder, architecture.channels
+    sizes: dict[str, Any] = {
+        "output_channels": channels,
+        "image_size": architecture.side,
+        "num_pos_feats": channels // 2,
+    }
+    if isinstance(encoder, TinyVitConfig):
+        return SamTinyVisionConfig(
+            hidden_sizes=encoder.widths,
+            depths=encoder.depths,
+            num_attention_heads=encoder.heads,
+            window_sizes=encoder.windows,
+            strides=encoder.strides,
+            mlp_ratio=encoder.mlp_ratio,
+            num_classes=encoder.classes,
+            **sizes,
+        )
+    return SamVisionConfig(
+        hidden_size=encoder.width,
+        num_hidden_layers=encoder.depth,
+        num_attention_heads=encoder.heads,
+        mlp_ratio=encoder.mlp_ratio,
+        window_size=encoder.window,
+        global_attn_indexes=encoder.global_blocks,
+        patch_size=encoder.patch,
+        **sizes,
+    )
 
 
 def _encoder_of(vision: SamVisionConfig | SamTinyVisionConfig) -> VitConfig | TinyVitConfig:

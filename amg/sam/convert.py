@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from amg.errors import ConfigError, OutputRefused, StorageError
+from amg.errors import ConfigError, OutputRefused
 from amg.sam.config import ARCHITECTURES
 from amg.sam.keys import to_original
 from amg.sam.sam_model import SamModel
 from amg.sam.sam_processor import SamProcessor
+from amg.storage.appearing import appearing
 
 FILE_SUFFIXES = (".pth", ".pt")
 FOLDER_FILES = (
@@ -37,14 +35,15 @@ def convert_weights(source: str | Path, target: str | Path, *, overwrite: bool =
     """
     target = Path(target)
     to_file = target.suffix in FILE_SUFFIXES
-    _refuse_taken(target, to_file=to_file, overwrite=overwrite)
+    refuse = partial(_refuse_taken, to_file=to_file, overwrite=overwrite)
+    refuse(target)  # before a model is loaded
     model = SamModel.from_pretrained(source, dtype="auto")
     if to_file and model.name not in ARCHITECTURES:
         raise ConfigError(
             f"{source} is none of the published architectures ({', '.join(ARCHITECTURES)}), and a {target.suffix} file"
             " has no place for its configuration: wanted the name of a folder"
         )
-    with _appearing(target) as making:
+    with appearing(target, refuse=refuse, advice="make room or give another name") as making:
         if to_file:
             state = {name: tensor.contiguous() for name, tensor in to_original(model.state_dict()).items()}
             torch.save(state, making)
@@ -69,23 +68,3 @@ def _refuse_taken(target: Path, *, to_file: bool, overwrite: bool) -> None:
         raise OutputRefused(f"{target} holds {foreign}, which no conversion wrote; give another name")
     if (to_file or held) and not overwrite:
         raise OutputRefused(f"{target} is there already; give another name, or --overwrite")
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A path beside `target` that takes its place when all went well and is removed otherwise."""
-    making = target.with_name(f".{target.name[:100]}-{uuid.uuid4().hex[:12]}.inprogress")
-    try:
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        yield making
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(making, target)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {error.filename or target}: {error.strerror or error}; make room or give another name"
-        ) from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-        with suppress(OSError):  # not there, or its folder is not
-            making.unlink()

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from amg.errors import ConfigError
 from amg.sam.config import Architecture, TinyVitConfig
 from amg.sam.decoder import MaskDecoder
-from amg.sam.factored import FactoredImage, can_factor, decode_factored, factor
+from amg.sam.factored import decode_factored
+from amg.sam.factored_image import FactoredImage, can_factor, factor
 from amg.sam.prompt import FOREGROUND, PromptEncoder, close
 from amg.sam.shared import SharedImage, decode_shared, share
 from amg.sam.tinyvit import TinyVit
@@ -124,6 +126,15 @@ class Sam(nn.Module):
             embedding.features_NDGG, position_1DGG, sparse_PKD, dense_PDGG, multimask=multimask
         )
         return Prediction(logits_PMLL.float(), iou_PM.float())
+
+
+def check_sam(sam: object) -> None:
+    """ConfigError for what is no model: its name, say, or another package's."""
+    if not all(hasattr(sam, name) for name in ("device", "encode", "prepare", "decode")):
+        kind = f"{type(sam).__module__}.{type(sam).__qualname__}".removeprefix("builtins.")
+        raise ConfigError(
+            f"sam: a {kind}; wanted a model, as amg.load_sam('mobile-sam') or amg.SamModel.from_pretrained gives it"
+        )
 
 
 def build_sam(config: Architecture) -> Sam:

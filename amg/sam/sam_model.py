@@ -24,7 +24,7 @@ from amg.sam.model import Sam, build_sam
 from amg.sam.model_inputs import Limits, Prompts, check_embeddings, check_pixels, check_prompts
 from amg.sam.outputs import SamImageSegmentationOutput, SamVisionEncoderOutput
 from amg.sam.pretrained_config import SamConfig, SamVisionConfig
-from amg.sam.prompted import decode_plainly, decode_together, embed, may_decode_together, recorded_answers
+from amg.sam.prompted import decode, embed
 from amg.sam.renamed import Renamed, VisionLayer, rename
 from amg.sam.vision_output import VisionOutput
 from amg.tensors import Batch, Embedding
@@ -116,39 +116,29 @@ class SamModel(Renamed, Sam, image_encoder="vision_encoder"):
         them: of PerSAM. The last three arguments are what else a processor returns; they change nothing.
         Raises ConfigError with the argument's name and shape.
         """
-        if (pixel_values is None) == (image_embeddings is None):
-            came = "neither" if pixel_values is None else "both"
-            raise ConfigError(f"pixel_values, image_embeddings: {came} came; wanted one of them")
-        given = image_embeddings if pixel_values is None else pixel_values
-        assert given is not None
-        self._check_image(pixel_values, image_embeddings)
-        prompts = self._prompts(input_points, input_labels, input_boxes, input_masks, images=len(given))
+        images = self._checked_images(pixel_values, image_embeddings)
+        prompts = self._prompts(input_points, input_labels, input_boxes, input_masks, images=images)
         attentions = self._asked("output_attentions", output_attentions)
+        hidden_states = self._asked("output_hidden_states", output_hidden_states)
         seen = SamVisionEncoderOutput(image_embeddings)
         if pixel_values is not None:
-            hidden_states = self._asked("output_hidden_states", output_hidden_states)
             seen = self.vision_encoder(pixel_values, output_hidden_states=hidden_states, output_attentions=attentions)
         features_NDGG = cast(Tensor, seen.last_hidden_state).to(self.dtype)
-        special = attentions or attention_similarity is not None or target_embedding is not None
-        if not special and may_decode_together(self, prompts):
-            answers = []
-            logits_NPMLL, iou_NPM = decode_together(self, features_NDGG, prompts, multimask=multimask_output)
-        else:
-            with recorded_answers(self.mask_decoder, wanted=attentions) as answers:
-                logits_NPMLL, iou_NPM = decode_plainly(
-                    self,
-                    features_NDGG,
-                    prompts,
-                    multimask=multimask_output,
-                    similarity=attention_similarity,
-                    target=target_embedding,
-                )
+        found = decode(
+            self,
+            features_NDGG,
+            prompts,
+            multimask=multimask_output,
+            similarity=attention_similarity,
+            target=target_embedding,
+            record=attentions,
+        )
         output = SamImageSegmentationOutput(
-            iou_scores=iou_NPM,
-            pred_masks=logits_NPMLL,
+            iou_scores=found.iou_NPM,
+            pred_masks=found.logits_NPMLL,
             vision_hidden_states=seen.hidden_states,
             vision_attentions=seen.attentions,
-            mask_decoder_attentions=tuple(answers) if attentions else None,
+            mask_decoder_attentions=found.answers,
         )
         as_object = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if as_object else output.to_tuple()
@@ -226,12 +216,17 @@ class SamModel(Renamed, Sam, image_encoder="vision_encoder"):
     def _limits(self) -> Limits:
         return Limits(self.side, 4 * self.prompt_encoder.grid, self.device)
 
-    def _check_image(self, pixel_values: Tensor | None, image_embeddings: Tensor | None) -> None:
-        if pixel_values is not None:
+    def _checked_images(self, pixel_values: Tensor | None, image_embeddings: Tensor | None) -> int:
+        """How many images came, as pixels or as embeddings; ConfigError where neither is right."""
+        if pixel_values is not None and image_embeddings is None:
             check_pixels(pixel_values, self._limits)
-        if image_embeddings is not None:
+            return len(pixel_values)
+        if image_embeddings is not None and pixel_values is None:
             channels = self.mask_decoder.iou_token.embedding_dim
             check_embeddings(image_embeddings, channels, self.prompt_encoder.grid, self._limits)
+            return len(image_embeddings)
+        came = "neither" if pixel_values is None else "both"
+        raise ConfigError(f"pixel_values, image_embeddings: {came} came; wanted one of them")
 
     def _prompts(
         self,
