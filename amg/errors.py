@@ -4,9 +4,11 @@ AmgError
 ├── ConfigError      a setting, an argument or a config file is wrong           exit status 2
 ├── OutputRefused    the output folder belongs to another job                   exit status 2
 ├── WeightsError     a checkpoint is missing, foreign, truncated or altered
+├── UnfinishedError  an output lacks rows that the command needs
 ├── SourceError      an input cannot be listed or read at all
 ├── StorageError     a store refuses to list, read or write
 ├── WorkerError      processes that label ended again and again
+├── ClusterError     a Ray cluster cannot be reached, or does not take a job
 └── FormatError      a shard is not what `docs/format.md` says
 """
 
@@ -31,6 +33,10 @@ class WeightsError(AmgError):
     pass
 
 
+class UnfinishedError(AmgError):
+    pass
+
+
 class SourceError(AmgError):
     pass
 
@@ -40,6 +46,10 @@ class StorageError(AmgError):
 
 
 class WorkerError(AmgError):
+    pass
+
+
+class ClusterError(AmgError):
     pass
 
 

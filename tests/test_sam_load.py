@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from amg.errors import ConfigError, WeightsError
-from amg.sam import load
+from amg.sam import weights
 from amg.sam.checkpoint import read_state_dict
 from amg.sam.config import ARCHITECTURES
 from amg.sam.load import load_sam, recognise
@@ -166,15 +166,20 @@ def test_other_networks_are_refused_by_what_they_are(state: Any, said: str, tmp_
 def test_a_name_that_is_neither_file_nor_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mobile-sam"):
         load_sam("mobile-samm")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"is a folder; .* SamModel\.from_pretrained reads folders"):
         load_sam(tmp_path)
 
 
 def test_a_known_name_whose_file_was_altered_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(hollow_state(), tmp_path)
-    monkeypatch.setattr(load, "resolve", lambda _: path)
+    monkeypatch.setattr(weights, "resolve", lambda _: path)
     with pytest.raises(WeightsError, match="was altered: sha256 "):
         load_sam("mobile-sam")
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="precision 'half'; wanted 'parity' or 'fast'"):
+        load_sam(precision="half")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster", "xpu"])

@@ -26,6 +26,7 @@ from amg.cli.weights import weights as command
 from amg.errors import ConfigError, WeightsError
 from amg.sam import package_index, weights
 from amg.sam.weights import Checkpoint
+from tests.object_store import ObjectStore
 
 BODY = bytes(range(256)) * 12_000  # 3 MB: several chunks of a download
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -470,6 +471,133 @@ def test_interrupted_download_leaves_only_its_part_and_goes_on(server: Server, c
     server.routes["/a"].pause_seconds = 0
     assert obtain(cache, server.url("/a")).read_bytes() == BODY
     assert server.seen[-1] == ("/a", f"bytes={kept}-")
+
+
+# at an address
+
+
+@pytest.fixture
+def in_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache that the environment names."""
+    monkeypatch.setenv("SAM_AMG_CACHE", str(cache))
+    return cache
+
+
+def test_address_with_a_digest_is_loaded_once(server: Server, in_cache: Path) -> None:
+    server.routes["/b/sam.pth"] = Route(BODY)
+    name = server.url(f"/b/sam.pth#sha256={SHA256}")
+    assert weights.digest_of(name) == SHA256 and weights.pinned(name) == name
+    assert server.seen == []
+    path, sha256 = weights.checked_file(name)
+    assert path.read_bytes() == BODY and sha256 == SHA256
+    assert weights.resolve(name) == path
+    assert left(in_cache) == [f"{SHA256[:16]}-sam.pth"]
+    assert len(server.seen) == 1
+
+
+def test_address_without_a_digest_is_pinned_to_what_it_serves_now(
+    server: Server, in_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.routes["/sam.pth"] = Route(BODY)
+    first = weights.pinned(server.url("/sam.pth"))
+    assert first == server.url(f"/sam.pth#sha256={SHA256}")
+    assert "with #sha256=... behind it, only once" in capsys.readouterr().err
+    server.routes["/sam.pth"] = Route(OTHER)
+    assert weights.digest_of(server.url("/sam.pth")) == hashlib.sha256(OTHER).hexdigest()
+    assert weights.checked_file(first)[0].read_bytes() == BODY
+    assert len(server.seen) == 2
+
+
+def test_other_bytes_at_an_address_are_refused_and_leave_nothing(server: Server, in_cache: Path) -> None:
+    server.routes["/sam.pth"] = Route(OTHER)
+    with pytest.raises(WeightsError) as caught:
+        weights.resolve(server.url(f"/sam.pth#sha256={SHA256}"))
+    said = str(caught.value)
+    assert server.url("/sam.pth") in said and hashlib.sha256(OTHER).hexdigest() in said and f"wanted {SHA256}" in said
+    assert left(in_cache) == []
+
+
+def test_cut_download_from_an_address_goes_on(server: Server, in_cache: Path) -> None:
+    server.routes["/sam.pth"] = Route(BODY, cuts=[2_000_000])
+    assert weights.resolve(server.url(f"/sam.pth#sha256={SHA256}")).read_bytes() == BODY
+    assert [header for _, header in server.seen if header]
+
+
+def test_file_in_the_cache_that_was_altered_is_refused(server: Server, in_cache: Path) -> None:
+    server.routes["/sam.pth"] = Route(BODY)
+    name = server.url(f"/sam.pth#sha256={SHA256}")
+    weights.resolve(name).write_bytes(OTHER)
+    with pytest.raises(WeightsError, match=f"sam.pth was altered: sha256 .*/sam.pth has {SHA256}; remove it"):
+        weights.checked_file(name)
+
+
+def test_signature_and_password_of_an_address_stay_out_of_messages(server: Server, in_cache: Path) -> None:
+    url = server.url("/sam.pth?X-Signature=secret").replace("//", "//user:hidden@")
+    with pytest.raises(WeightsError, match=r"/sam.pth cannot be used: HTTP 404") as caught:
+        weights.resolve(url)
+    assert "secret" not in str(caught.value) and "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["s3://bucket/sam.pth#md5=1", f"s3://b/sam.pth#sha256={SHA256[:-1]}", "s3://b", "s3://b/"]
+)
+def test_address_that_is_none_is_refused(name: str) -> None:
+    for ask in (weights.resolve, weights.digest_of, weights.pinned):
+        with pytest.raises(ConfigError, match="s3://b"):
+            ask(name)
+
+
+def test_path_is_pinned_to_where_it_lies_and_checked_against_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.pth").write_bytes(BODY)
+    monkeypatch.chdir(tmp_path)
+    assert weights.pinned("own.pth") == str(tmp_path / "own.pth")
+    assert weights.pinned("mobile-sam") == "mobile-sam"
+    assert weights.digest_of("own.pth") == SHA256
+    assert weights.checked_file("own.pth", sha256=SHA256) == (Path("own.pth"), SHA256)
+    with pytest.raises(WeightsError, match=f"own.pth on .* has sha256 {SHA256}, the job was planned with {'0' * 64}"):
+        weights.checked_file("own.pth", sha256="0" * 64)
+
+
+def test_machine_that_lacks_the_file_says_how_it_gets_there() -> None:
+    with pytest.raises(WeightsError, match=rf"/nowhere/own.pth is not on .*s3://BUCKET/own.pth#sha256={SHA256}"):
+        weights.checked_file("/nowhere/own.pth", sha256=SHA256)
+    with pytest.raises(ConfigError, match="neither a file nor a checkpoint"):
+        weights.checked_file("/nowhere/own.pth")
+
+
+ON_WORKER = """
+import sys
+from amg.sam import weights
+print(weights.checked_file(sys.argv[1], sha256=sys.argv[2])[0])
+"""
+
+
+def test_eight_workers_of_a_machine_load_once_from_object_storage(object_store: ObjectStore, in_cache: Path) -> None:
+    object_store.put("models/sam vit.pth", BODY)
+    name = f"{object_store.url}/models/sam vit.pth#sha256={SHA256}"
+    assert weights.digest_of(name) == SHA256
+    command = [sys.executable, "-c", ON_WORKER, name, SHA256]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    outputs = [worker.communicate(timeout=60)[0].strip() for worker in workers]
+    assert outputs == [str(in_cache / f"{SHA256[:16]}-sam_vit.pth")] * 8
+    assert Path(outputs[0]).read_bytes() == BODY
+    assert object_store.count(method="GET", key="sam vit") == 2  # its end, which tells its size, and the rest
+    assert left(in_cache) == [f"{SHA256[:16]}-sam_vit.pth"]
+
+
+def test_other_bytes_in_object_storage_are_refused(object_store: ObjectStore, in_cache: Path) -> None:
+    object_store.put("sam.pth", OTHER)
+    with pytest.raises(WeightsError, match=rf"{object_store.url}/sam.pth cannot be used: .* wanted {SHA256}"):
+        weights.resolve(f"{object_store.url}/sam.pth#sha256={SHA256}")
+    assert left(in_cache) == []
+
+
+def test_object_that_is_not_there_is_an_error_of_the_weights(object_store: ObjectStore, in_cache: Path) -> None:
+    with pytest.raises(WeightsError, match=rf"{object_store.url}/none.pth cannot be used"):
+        weights.resolve(f"{object_store.url}/none.pth")
+    assert left(in_cache) == []
 
 
 # the table and the command

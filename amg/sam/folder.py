@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from amg.config import nearest
 from amg.errors import ConfigError, WeightsError
+from amg.sam.address import parse_address
 from amg.sam.weights import KNOWN
 
 SETTINGS_FILES = ("*.json",)
@@ -29,20 +31,22 @@ def resolve_folder(
 ) -> Path | None:
     """The local folder of a folder's path or of a name on the model hub; None for weights that lie in a single file.
 
-    Such weights are our own names (`mobile-sam`) and existing files (`sam.pth`): `weights.resolve` finds those. From
-    the hub come the `files` that match, into its usual cache; without a network what the cache has is used.
+    Such weights are our own names (`mobile-sam`), addresses (`s3://bucket/sam.pth`) and existing files (`sam.pth`):
+    `weights.resolve` finds those. From the hub come the `files` that match, into its usual cache; without a network
+    what the cache has is used.
     Raises ConfigError for what is neither, WeightsError where hub and cache do not have it.
     """
     path = Path(name).expanduser()
-    if str(name) in KNOWN or path.is_file():
+    if str(name) in KNOWN or parse_address(str(name)) is not None or path.is_file():
         return None
     if path.is_dir():
         return path
     is_hub_name = isinstance(name, str) and HUB_NAME.fullmatch(name) and not name.startswith(".")
-    if not is_hub_name or path.suffix in FILE_SUFFIXES:
+    near = "" if "/" in str(name) else nearest(str(name).lower(), KNOWN)  # the hub's names of SAMs have an owner
+    if not is_hub_name or path.suffix in FILE_SUFFIXES or near:
         raise ConfigError(
-            f"{str(name)!r} is no folder, no file and no name; wanted a folder that save_pretrained wrote, a hub name"
-            f" as facebook/sam-vit-huge, a .pth file, or one of {', '.join(KNOWN)}"
+            f"{str(name)!r} is no folder, no file and no name{near}; wanted a folder that save_pretrained wrote, a hub"
+            f" name as facebook/sam-vit-huge, a .pth file, or one of {', '.join(KNOWN)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -22,13 +22,13 @@ from amg.sam.keys import to_original
 from amg.sam.model import Sam, build_sam
 from amg.sam.precision import Precision, in_words
 from amg.sam.products import use_fastest_products
-from amg.sam.weights import DEFAULT, KNOWN, digest, resolve
+from amg.sam.weights import DEFAULT, KNOWN, checked_file
 
 
 def load_sam(
     weights: str | Path = DEFAULT, *, device: str | torch.device = "cpu", precision: Precision = "parity"
 ) -> Sam:
-    """The model of a weights file, or of a known name (fetched into the cache first), in evaluation mode.
+    """The model of a weights file, of a known name or of an address (fetched into the cache first), in evaluation mode.
 
     precision: `parity`, float32 and the masks of the reference, or `fast`, where the linear layers of the image encoder
     multiply in bfloat16 and some masks are others.
@@ -37,6 +37,10 @@ def load_sam(
     """
     device = usable_device(device)
     dtype = usable_dtype(precision, device)
+    if str(weights) not in KNOWN and Path(weights).expanduser().is_dir():
+        raise ConfigError(
+            f"{weights} is a folder; wanted a weights file or a name: SamModel.from_pretrained reads folders"
+        )
     path, sha256 = checked_file(weights)
     state = read_original(path)
     architecture = recognise(state, path)
@@ -53,18 +57,6 @@ def load_sam(
     return sam
 
 
-def checked_file(weights: str | Path) -> tuple[Path, str]:
-    """The file of a known name or path, and its sha256; WeightsError where a known one is not as published."""
-    path = resolve(weights)
-    sha256 = digest(path)
-    known = KNOWN.get(str(weights))
-    if known and known.sha256 != sha256:
-        raise WeightsError(
-            f"{path} was altered: sha256 {sha256}, {known.name} has {known.sha256}; delete it, run again"
-        )
-    return path, sha256
-
-
 def arithmetic(dtype: torch.dtype, device: torch.device) -> str:
     """In words, which arithmetic a model does that was loaded in one type throughout, and why."""
     if dtype == torch.float32:
@@ -76,6 +68,8 @@ def usable_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """What the linear layers of the image encoder multiply in; ConfigError where the device cannot do it fast."""
     if precision == "parity":
         return torch.float32
+    if precision != "fast":
+        raise ConfigError(f"precision {precision!r}; wanted 'parity' or 'fast'")
     reason = lacks_bfloat16(device)
     if reason is not None:
         raise ConfigError(f"precision 'fast' is bfloat16, but {reason}; use precision 'parity' (model.precision)")

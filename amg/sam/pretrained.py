@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from amg.sam.config_section import CONFIG_FILE, read_json
 from amg.sam.conversion import config_of
 from amg.sam.folder import HUB_OPTIONS, PICKLED_FILES, SAFETENSORS_FILES, SETTINGS_FILES, resolve_folder
 from amg.sam.keys import TIED_POSITIONS, to_transformers
-from amg.sam.load import checked_file, read_original, recognise, usable_device
+from amg.sam.load import read_original, recognise, usable_device
 from amg.sam.pretrained_config import SamConfig
-from amg.sam.weights import digest
+from amg.sam.weights import checked_file, digest
 
 ACCEPTED = ("attn_implementation", "low_cpu_mem_usage", "trust_remote_code", "weights_only")
 """Arguments of transformers that mean nothing here: loading is lean, safe and runs no foreign code anyway."""
@@ -63,7 +64,10 @@ def open_source(
 def save(
     state: Mapping[str, Tensor], config: SamConfig, folder: Path, *, pickled: bool, max_shard_size: int | str = "5GB"
 ) -> None:
-    """Write a folder in transformers' layout; the tied tensor is written once, as there."""
+    """Write a folder in transformers' layout; the tied tensor is written once, as there.
+
+    What may be done with the weights is what may be done with `config.json`: safetensors leaves files to their owner.
+    """
     from huggingface_hub import save_torch_state_dict
 
     if folder.is_file():
@@ -74,6 +78,8 @@ def save(
     SamConfig.from_dict(values, **written).save_pretrained(folder)
     state = {key: tensor.contiguous() for key, tensor in state.items() if key != TIED_POSITIONS}
     save_torch_state_dict(state, folder, max_shard_size=max_shard_size, safe_serialization=not pickled)
+    for file in weights_files(folder, use_safetensors=not pickled):
+        shutil.copymode(folder / CONFIG_FILE, file)
 
 
 def chosen_dtype(asked: torch.dtype | str | None, source: Source) -> torch.dtype:

