@@ -16,9 +16,10 @@ import pytest
 
 from amg.errors import SourceError
 from amg.shards import schema, writer
+from amg.sources.extra import as_json, canonical
 from amg.sources.inputs import open_source
 from amg.sources.paths import from_text
-from amg.sources.source import Skipped
+from amg.sources.source import Columnar, Skipped
 from amg.values import Failure, ImageRef, Status
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 30
@@ -83,6 +84,95 @@ def test_images_come_as_listed_with_what_the_list_says(photos, name):
         wanted = [{"label": "x", "n": str(n)} for n in range(3)]
     assert extras(file) == wanted
     assert name == "list.txt" or refs[0].extra == json.dumps(wanted[0], sort_keys=True, separators=(",", ":"))
+
+
+def in_columns(*inputs: str | Path) -> list[ImageRef]:
+    """What the source lists as columns, without what is told only once."""
+    source = open_source(*inputs)
+    assert isinstance(source, Columnar)
+    rows = [row for batch in source.columns() for row in batch.to_pylist()]
+    first = {row["uri"]: row for row in reversed(rows)}
+    return [ImageRef(n, **first[uri]) for n, uri in enumerate(dict.fromkeys(row["uri"] for row in rows))]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_columns_say_what_references_do(photos, name):
+    file = write(photos / name, FORMATS[name])
+    assert in_columns(file) == listing(file)[0]
+    assert in_columns(photos, file)[:3] == listing(photos)[0]
+
+
+ADDRESSES = [
+    "s3://b/a.jpg",
+    "gs://b/d/50%.jpg",
+    "az://b/d.d/.h/ü x.jpg",
+    "s3://b/x/y/z..jpg",
+    "s3://b/...",
+    "s3://b/a?b#c",
+]
+ODD_ADDRESSES = [
+    "s3://b//a.jpg",
+    "s3://b/a/./b.jpg",
+    "s3://b/a/../b",
+    "s3://b/a\x01.jpg",
+    "S3://b/a.jpg",
+    "s3://b/a/",
+    "a.jpg",
+    "https://h/a%20b.jpg",
+]
+
+
+@pytest.mark.parametrize("odd", [None, *ODD_ADDRESSES])
+@pytest.mark.parametrize("name", ["l.parquet", "l.jsonl"])
+def test_columns_of_addresses_are_those_of_references(photos, name, odd):
+    paths = [*ADDRESSES, *([odd] if odd else [])]
+    n = len(paths)
+    said = {
+        "n": list(range(n)),
+        "label": ['"q"' if odd else f"ü{k}" for k in range(n)],
+        "none": [None] * n,
+        "yes": [True, *[None] * (n - 1)],
+    }
+    table = pa.table({"path": paths, **said})
+    file = write(photos / name, table if name == "l.parquet" else table.to_pylist())
+    assert in_columns(file) == listing(file)[0]
+
+
+def test_extra_columns_are_the_same_json_for_all_rows_at_once_and_for_each():
+    some = datetime.datetime(2024, 1, 2)
+    columns = {
+        "int": [1, None, -3],
+        "text": ["a", None, "ü\u2028"],
+        "bool": [True, False, None],
+        "large": pa.array(["x", "", None], pa.large_string()),
+        "dict": pa.array(["x", "y", None]).dictionary_encode(),
+        "big": pa.array([2**64 - 1, 0, None], pa.uint64()),
+    }
+    odd = {
+        "float": [1.0, math.nan, None],
+        "time": [some, None, some],
+        "list": [[1], [], None],
+        "quote": ['"', "\\", "\n"],
+    }
+    for names in (["int"], list(columns), *[[*columns, name] for name in odd]):
+        batch = pa.record_batch({name: {**columns, **odd}[name] for name in names})
+        assert as_json(batch).to_pylist() == [canonical(row) for row in batch.to_pylist()]
+        assert [json.loads(text) for text in as_json(batch).to_pylist()]
+
+
+def test_the_digest_of_a_list_is_that_of_what_it_says(photos):
+    def digest(*inputs: str | Path) -> str | None:
+        source = open_source(*inputs)
+        assert isinstance(source, Columnar)
+        return source.digest()
+
+    file = write(photos / "l.csv", "path,photo\na.jpg,b c.png\n")
+    first = digest(file)
+    assert first is not None
+    assert digest(file) == first
+    assert len({first, digest(f"{file}#photo"), digest(file, file), digest(photos)}) == 4
+    assert digest(file, photos) is None
+    assert digest(write(photos / "l.csv", "path,photo\na.jpg,a.jpg\n")) != first
 
 
 def test_text_lists_may_have_comments_blank_lines_and_any_name(photos):
@@ -231,7 +321,14 @@ def test_rows_without_a_path_are_told_by_their_number(photos):
         ("l.jsonl", '{"photo": "a.jpg"}\n', "no column with the paths; the columns are 'photo'"),
         ("l.jsonl", '{"path": "a\\u0000.jpg"}\n', "line 1: .* is not a path"),
         ("l.jsonl", '{"path": "a\\ud800.jpg"}\n', "line 1: .* is not a path"),
-        ("l.txt", "a.jpg\nhttps://example.org/b.jpg\n", "line 2: https:.*: remote images come in a later version"),
+        ("l.txt", "a.jpg\nftp://example.org/b.jpg\n", "line 2: ftp:// is not read; wanted s3://.*https://"),
+        (
+            "l.txt",
+            "https://host/b.jpg?X-Amz-Signature=secret",
+            r"line 1: https://host/\.\.\.\?\.\.\.: addresses with a query",
+        ),
+        ("l.txt", "s3://key:secret@bucket/b.jpg", r"line 1: s3://\.\.\.: wanted s3://bucket/folder, this has a user"),
+        ("l.jsonl", '{"path": "s3://bucket/\\ud800.jpg"}', "is not a path"),
         ("l.txt", b"\xff\xfea\0", "it is UTF-16"),
         ("l.parquet", b"PAR1 and no more", "cannot be read as a list of images"),
         (

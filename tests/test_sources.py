@@ -194,7 +194,6 @@ def test_file_urls_are_paths(tmp_path):
         ("nowhere", "no file or folder 'nowhere'.*wanted a file, a folder or a glob"),
         ("nowhere/*.jpg", "folder /.*/nowhere before the wildcards is not there"),
         ("dangling", "is a link to nothing"),
-        ("s3://bucket/photos", "remote inputs .* later version"),
         ("", "no file or folder ''"),
     ],
 )

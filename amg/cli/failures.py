@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import click
 
+from amg.cli.statuses import statuses_named
 from amg.errors import ConfigError
 
 
@@ -37,8 +38,7 @@ def failures(folder: str, statuses: Sequence[str], as_json: bool, as_csv: bool) 
         raise ConfigError("--json and --csv came together, wanted one of them; leave the other out")
     from amg.run.status import failed_images
 
-    wanted = [name.strip() for text in statuses for name in text.split(",") if name.strip()]
-    found = failed_images(folder, wanted)
+    found = failed_images(folder, statuses_named(statuses))
     if as_json:
         separator = "[\n"
         for lost in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,13 +110,19 @@ def _read(image: str) -> Image:
     """The upright picture; SourceError where it is not there or is none."""
     from amg.decode import decode
     from amg.errors import SourceError
+    from amg.sources.paths import to_text
+    from amg.sources.read import Reader
+    from amg.storage.url import is_remote
     from amg.values import Failure, ImageRef
 
+    ref = ImageRef(row=0, key=Path(image).name, uri=to_text(os.fsencode(image)) if is_remote(image) else image)
     try:
-        data = Path(image).read_bytes()
+        data = Reader().read(ref) if is_remote(image) else Path(image).read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {image}: {error.strerror or error}; wanted one image file") from error
-    picture = decode(ImageRef(row=0, key=Path(image).name, uri=image), data)
+    if isinstance(data, Failure):
+        raise SourceError(f"cannot read {image}: {data.reason}; wanted one image file")
+    picture = decode(ref, data)
     if isinstance(picture, Failure):
         raise SourceError(f"{image} is no image that can be used ({picture.status}): {picture.reason}")
     return picture

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from amg import rle
-from amg.errors import FormatError, OutputRefused, StorageError
-from amg.shards.reader import footer, read_shards, shard_files
+from amg.errors import FormatError, OutputRefused
+from amg.shards.reader import Snapshot, footer_in, snapshot
+from amg.storage import appearing as storage
 from amg.values import Status
 
 
@@ -40,8 +40,8 @@ class Shards:
     """The rows of an output, as often as they are wanted; shards that are finished later do not count."""
 
     def __init__(self, folder: str) -> None:
-        self._files = [os.path.join(store.url, name) for store, name in shard_files(folder)]
-        self.bbox_style = bbox_style(self._files[0])
+        self._snapshot = snapshot(folder)
+        self.bbox_style = bbox_style(self._snapshot)
 
     def count(self) -> Exported:
         """What there is to export."""
@@ -66,13 +66,13 @@ class Shards:
                 yield row
 
     def _read(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        for file in self._files:
-            yield from read_shards(file, columns=columns)
+        return self._snapshot.rows(columns)
 
 
-def bbox_style(shard: str) -> str:
-    """Which of `rle.BBOX_STYLES` the boxes of an output have; FormatError where its footer does not say."""
-    said = footer(shard).get("sam_amg.config", "")
+def bbox_style(shards: Snapshot) -> str:
+    """Which of `rle.BBOX_STYLES` the boxes of an output have; FormatError where its first footer does not say."""
+    shard = f"{shards.store.url}/{shards.paths[0]}"
+    said = footer_in(shards.store, shards.paths[0]).get("sam_amg.config", "")
     try:
         style = json.loads(said)["output.bbox_style"]
     except (ValueError, KeyError, TypeError) as error:
@@ -94,26 +94,19 @@ def box_as(style: str, annotation: Mapping[str, Any], stored: str) -> list[float
     return [x, y, width + change, height + change]
 
 
-@contextmanager
-def appearing(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
+def appearing(target: Path, *, folder: bool, overwrite: bool) -> AbstractContextManager[Path]:
     """A path to write to, which becomes `target` when all went well and is removed otherwise.
 
     Raises OutputRefused where `target` is not free: not empty without `overwrite`, or not something to overwrite.
     """
-    target = Path(os.path.realpath(target))
-    _refuse(target, folder, overwrite)
-    temporary = target.with_name(f".{target.name[:100]}-{uuid.uuid4().hex[:12]}.inprogress")
-    try:
-        with _as_storage_error(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            _refuse(target, folder, overwrite)  # it may have come meanwhile
-            _put_in_place(temporary, target)
-    finally:
-        _remove(temporary)
+    return storage.appearing(
+        target,
+        refuse=partial(_refuse, folder=folder, overwrite=overwrite),
+        advice="make room or give another --out, then run the same command again: nothing was left behind",
+    )
 
 
-def _refuse(target: Path, folder: bool, overwrite: bool) -> None:
+def _refuse(target: Path, *, folder: bool, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     if folder != target.is_dir():
@@ -128,32 +121,3 @@ def _refuse(target: Path, folder: bool, overwrite: bool) -> None:
         raise OutputRefused(f"{target} holds {foreign.name}, which no export wrote; give another --out")
     if not overwrite and any(target.iterdir()):
         raise OutputRefused(f"{target} is there and not empty; give another --out, or --overwrite")
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    if not target.is_dir():
-        os.replace(temporary, target)
-        return
-    old = temporary.with_suffix(".old")
-    os.rename(target, old)
-    os.rename(temporary, target)
-    shutil.rmtree(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # not there, or its folder is not
-            path.unlink()
-
-
-@contextmanager
-def _as_storage_error(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {error.filename or target}: {error.strerror or error}; "
-            "make room or give another --out, then run the same command again: nothing was left behind"
-        ) from error

@@ -10,6 +10,7 @@ from amg.errors import ConfigError
 from amg.export.coco import Coco
 from amg.export.exporter import Exported, Exporter, Shards, appearing
 from amg.export.sa1b import Sa1b
+from amg.storage.url import local_target
 
 FORMATS: Mapping[str, Exporter] = {"sa1b": Sa1b(), "coco": Coco()}
 
@@ -23,7 +24,8 @@ def export_shards(folder: str, *, to: str, out: str | Path, overwrite: bool = Fa
     if to not in FORMATS:
         raise ConfigError(f"there is no format {to!r}{nearest(to, FORMATS)}; formats: {', '.join(FORMATS)}")
     exporter = FORMATS[to]
+    target = local_target(out, "an export")
     shards = Shards(folder)
-    with appearing(Path(out), folder=exporter.makes_folder, overwrite=overwrite) as temporary:
+    with appearing(target, folder=exporter.makes_folder, overwrite=overwrite) as temporary:
         exporter.write(shards, temporary)
     return shards.count()

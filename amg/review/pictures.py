@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from amg.config import DecodeSettings
 from amg.decode import decode
+from amg.errors import StorageError
 from amg.geometry import Size
 from amg.sources.paths import from_text
+from amg.sources.read import Reader
 from amg.values import Failure, ImageRef
 
 
@@ -73,8 +76,22 @@ def _read(row: Mapping[str, Any]) -> bytes | str:
         return embedded["bytes"]
     path = local_path(row["uri"])
     if path is None:
-        return f"The image is not on this machine: {row['uri']}"
+        return _read_remote(ImageRef(row=row["image_id"], key=row["key"], uri=row["uri"]))
     try:
         return path.read_bytes()
     except OSError as error:
         return f"The image cannot be read from {path}: {error.strerror or error}"
+
+
+def _read_remote(ref: ImageRef) -> bytes | str:
+    try:
+        data = _reader().read(ref)
+    except StorageError as error:
+        return f"The image cannot be read: {error}"
+    return f"The image cannot be read from {ref.uri}: {data.reason}" if isinstance(data, Failure) else data
+
+
+@cache
+def _reader() -> Reader:
+    """One for all pictures, so that connections are opened once."""
+    return Reader()

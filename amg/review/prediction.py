@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,10 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from amg import rle
-from amg.errors import OutputRefused, StorageError
+from amg.errors import OutputRefused
 from amg.review.panels import overlay
+from amg.storage.appearing import appearing
+from amg.storage.url import local_target
 from amg.values import Image
 
 RECORD = "prediction.json"
@@ -65,9 +65,11 @@ def write_prediction(
 
     All answers have the same number of masks. Raises as `refuse_taken`, and StorageError where nothing can be written.
     """
-    target = Path(os.path.realpath(folder))
+    target = Path(os.path.realpath(local_target(folder, "a prediction")))
+    refuse = partial(refuse_taken, overwrite=overwrite)
     record = {"image": _image_record(image), **about, "objects": [_object_record(i, a) for i, a in enumerate(answers)]}
-    with _appearing(target, overwrite=overwrite) as making:
+    with appearing(target, refuse=refuse, advice="make room or give another --out") as making:
+        making.mkdir()
         for index, answer in enumerate(answers):
             for number, mask_HW in enumerate(answer.masks_MHW):
                 _save(mask_HW.astype(np.uint8) * 255, making / mask_file(index, number))
@@ -79,7 +81,7 @@ def write_prediction(
 
 def refuse_taken(folder: str | Path, *, overwrite: bool) -> None:
     """OutputRefused where `folder` is not free: a file, or not empty without `overwrite`, or with foreign files."""
-    target = Path(folder)
+    target = local_target(folder, "a prediction")
     if not os.path.lexists(target):
         return
     if not target.is_dir():
@@ -128,26 +130,3 @@ def _mask_record(file: str, mask_HW: NDArray[np.bool_], predicted_iou: float) ->
 
 def _save(pixels: NDArray[np.uint8], path: Path) -> None:
     PIL.Image.fromarray(pixels).save(path, format="PNG", optimize=True)
-
-
-@contextmanager
-def _appearing(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `target` when all went well and is removed otherwise."""
-    refuse_taken(target, overwrite=overwrite)
-    making = target.with_name(f".{target.name[:100]}-{uuid.uuid4().hex[:12]}.inprogress")
-    old = making.with_suffix(".old")
-    try:
-        making.mkdir(parents=True)
-        yield making
-        refuse_taken(target, overwrite=overwrite)  # it may have come meanwhile
-        if target.is_dir():
-            target.rename(old)
-        making.rename(target)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {error.filename or target}: {error.strerror or error}; make room or give another --out"
-        ) from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-        if target.is_dir():
-            shutil.rmtree(old, ignore_errors=True)

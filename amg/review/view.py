@@ -17,6 +17,7 @@ from amg.review.overlay import DrawnMask, blend, paint, scale_to_fit
 from amg.review.page import Card, Lost, render_page
 from amg.review.pictures import data_uri, jpeg, layer_picture, load_picture
 from amg.shards.reader import decode_settings, read_shards
+from amg.storage.url import local_target
 from amg.values import Status
 
 FAILURES_LISTED = 500
@@ -58,7 +59,7 @@ def write_review(
     `folder/review`. Pictures have at most `max_side` pixels a side. Failures are listed whatever was chosen.
     Raises ConfigError for a key that is not there, StorageError where there is no output or pictures cannot be written.
     """
-    out = Path(out) if out is not None else Path(folder) / "review"
+    out = local_target(out, "pictures") if out is not None else local_target(folder, "pictures") / "review"
     contents = _look_through(folder, limit, set(keys))
     decoded = decode_settings(folder)
     cards, pictures = [], []

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
-
 from amg.errors import OutputRefused, StorageError
 from amg.run.plan import PLAN_FILE
+from amg.storage.store import TRIAL
+from amg.storage.url import open_store
 
 OURS = ("data", "retries", "review", "_state", "_tmp", "_plan")
 """Shards first and the plan last: if the removal is cut short, what is left is an unfinished output of the old plan."""
 
 
 def is_output(out: str) -> bool:
-    """Whether there is an output to remove; False where the folder is missing or empty.
+    """Whether there is an output to remove."""
+    return open_store(out).exists(PLAN_FILE)
 
-    Raises OutputRefused for a folder that holds anything else.
-    """
-    folder = Path(out)
-    if os.path.isfile(folder / PLAN_FILE):
-        return True
-    if folder.is_dir() and any(folder.iterdir()):
+
+def refuse_foreign(out: str) -> None:
+    """OutputRefused where `out` is a folder with anything in it, and no output of this program."""
+    if not is_output(out) and any(entry.path != TRIAL for entry in open_store(out).list()):
         raise OutputRefused(
             f"{out} has no {PLAN_FILE}, so it is no output of this program; --overwrite removes nothing else: "
             "choose another --out, or empty the folder yourself"
         )
-    return False
 
 
 def remove_output(out: str) -> None:
-    """Remove what this program wrote in `out`; other files in it stay."""
+    """Remove what this program wrote in `out`; other files in it stay. Refuses as `refuse_foreign`."""
+    refuse_foreign(out)
+    store = open_store(out)
     for name in OURS:
         try:
-            shutil.rmtree(Path(out) / name)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise StorageError(
-                f"cannot remove {Path(out) / name}: {error.strerror or error}; what is left is an unfinished output: "
-                "see to the folder, then run the same command again"
-            ) from error
+            store.remove_folder(name)
+        except StorageError as error:
+            raise StorageError(f"{error}; until then what is left in {out} is an unfinished output") from error

@@ -15,11 +15,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from amg.errors import SourceError
-from amg.sources.kinds import FIRST_BYTES, IMAGE_SUFFIXES, OTHER_SUFFIXES, is_image, suffix
-from amg.sources.local import Found, Report, local_path
+from amg.sources.found import Found, tabulate
+from amg.sources.kinds import FIRST_BYTES, IMAGE_SUFFIXES, is_image, suffix
+from amg.sources.local import local_path
 from amg.sources.paths import Pattern, is_glob, split_glob, to_text
-from amg.sources.source import Skipped
+from amg.sources.source import Report, Skipped
+from amg.sources.wanted import AN_OUTPUT, reason_in_suffix, step
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,12 @@ class Files:
             yield from _walk(self._root, self._pattern, skipped)
         elif found := _look_at(self._root, os.path.basename(self._root), skipped):
             yield found
+
+    def columns(self, skipped: Report) -> Iterator[pa.RecordBatch]:
+        yield from tabulate(self.found(skipped))
+
+    def digest(self) -> None:
+        """Only a listing can tell what is there."""
 
 
 def _root(text: str) -> tuple[bytes, Pattern | None]:
@@ -78,7 +88,7 @@ def _walk(root: bytes, pattern: Pattern | None, skipped: Report) -> Iterator[Fou
             continue
         folder = folders[-1]
         relative = folder.relative + b"/" + entry.name if folder.relative else entry.name
-        state = _step(pattern, folder.state, entry.name, relative, skipped)
+        state = step(pattern, folder.state, entry.name, relative, skipped)
         if state is not None and not state:
             continue
         wanted = state is None or (pattern is not None and pattern.is_match(state))
@@ -93,18 +103,6 @@ def _walk(root: bytes, pattern: Pattern | None, skipped: Report) -> Iterator[Fou
                 yield found
 
 
-def _step(
-    pattern: Pattern | None, state: frozenset[int] | None, name: bytes, relative: bytes, skipped: Report
-) -> frozenset[int] | None:
-    """The glob's state at `name`: empty when it is not wanted, None when everything below it is."""
-    if pattern is not None and state is not None:
-        return pattern.step(state, name)
-    if name.startswith(b"."):
-        skipped(Skipped(to_text(relative), "hidden: the name starts with a dot"))
-        return frozenset()
-    return None
-
-
 def _entries(folder: _Folder, skipped: Report) -> list[tuple[bool, os.DirEntry[bytes]]]:
     """The folder's entries in the order of the paths under it, each with whether it is a folder."""
     try:
@@ -117,7 +115,7 @@ def _entries(folder: _Folder, skipped: Report) -> list[tuple[bool, os.DirEntry[b
         skipped(Skipped(to_text(folder.relative), reason))
         return []
     if folder.relative and os.path.isfile(os.path.join(folder.path, b"_plan", b"plan.json")):
-        skipped(Skipped(to_text(folder.relative), "an output of sam-amg"))
+        skipped(Skipped(to_text(folder.relative), AN_OUTPUT))
         return []
     return sorted(entries, key=lambda pair: pair[1].name + b"/" if pair[0] else pair[1].name)
 
@@ -158,7 +156,7 @@ def _look_at(path: bytes, relative: bytes, skipped: Report) -> Found | None:
     if not stat.S_ISREG(status.st_mode):
         reason = "not a regular file"
     elif ending not in IMAGE_SUFFIXES:
-        reason = f"not an image: a {ending.decode()} file" if ending in OTHER_SUFFIXES else _reason_in(path)
+        reason = reason_in_suffix(ending) or _reason_in(path)
     if reason is None:
         return Found(path, relative, status.st_size, str(status.st_mtime_ns))
     skipped(Skipped(to_text(relative), reason))

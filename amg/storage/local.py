@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import sys
 import time
 import uuid
@@ -67,6 +68,10 @@ class LocalStore:
                     if attempt == _ATTEMPTS - 1:
                         raise
         raise AssertionError("unreachable")
+
+    def remove_folder(self, folder: str) -> None:
+        with _as_storage_error(self._at(folder), "remove"), suppress(FileNotFoundError):
+            shutil.rmtree(self._at(folder))
 
     def sweep(self) -> int:
         swept = 0
@@ -219,7 +224,7 @@ def _advice(number: int | None, verb: str) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"make room on that disk, {again}"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"make it {'writable' if verb in ('write', 'create', 'sweep') else 'readable'} for this user, {again}"
+        return f"make it {'readable' if verb in ('list', 'read', 'look at') else 'writable'} for this user, {again}"
     if number == errno.EEXIST:
         return "a file of that name is in the way: choose another folder"
     if number in (errno.ENOENT, errno.ENOTDIR):

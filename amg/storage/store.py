@@ -13,6 +13,8 @@ from typing import BinaryIO, Protocol
 TEMPORARY = "_tmp"
 IN_PROGRESS = ".inprogress"
 CLAIM = ".claim"
+TRIAL = "_state/create-if-absent"
+"""What a remote store creates to see whether it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ class Store(Protocol):
 
     def create_if_absent(self, path: str, data: bytes) -> bool:
         """Whether this call made the file; False when it was there. It is whole and on the disk, or not there."""
+        ...
+
+    def remove_folder(self, folder: str) -> None:
+        """Removes the folder with all that is in it, if it is there."""
         ...
 
     def sweep(self) -> int:

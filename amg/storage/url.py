@@ -1,4 +1,4 @@
-"""A URL to a store: local folders so far."""
+"""A URL to a store: local folders and object stores."""
 
 from __future__ import annotations
 
@@ -6,27 +6,39 @@ import os
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from amg.errors import StorageError
+from amg.errors import ConfigError
 from amg.storage.local import LocalStore
+from amg.storage.object_url import parse_object_url, scheme_of
+from amg.storage.remote import RemoteStore
 from amg.storage.store import Store
 
 
 def open_store(url: str | os.PathLike[str], *, create: bool = False) -> Store:
-    """The store at a local path or a `file://` URL; `create` makes the folder where it is missing.
+    """The store at a local path, a `file://` URL or an address such as `s3://bucket/folder`.
 
-    Without `create` a missing folder is an error at the first write, so that a folder that vanishes during a job
-    (an unmounted disk) is not silently made anew.
+    `create` makes the folder where it is missing; of an object store it finds out whether it can be written. Without
+    it a missing folder is an error at the first write, so that a folder that vanishes during a job (an unmounted disk)
+    is not silently made anew.
     """
     text = os.fspath(url)
-    scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme == "file":
-        text = os.fsdecode(unquote_to_bytes(urlsplit(text).path))
-    elif scheme:
-        raise StorageError(
-            f"{text}: remote stores ({scheme}://) come in a later version, this one knows local folders and file://; "
-            "write to a local folder and copy it"
-        )
-    store = LocalStore(Path(text))
+    if is_remote(text):
+        store = RemoteStore(parse_object_url(text))
+    else:
+        is_url = scheme_of(text) == "file"
+        store = LocalStore(Path(os.fsdecode(unquote_to_bytes(urlsplit(text).path)) if is_url else text))
     if create:
         store.create_folder()
     return store
+
+
+def is_remote(text: str) -> bool:
+    """Whether a text is the address of anything but a local file or folder."""
+    return scheme_of(text) not in ("", "file")
+
+
+def local_target(path: str | os.PathLike[str], what: str) -> Path:
+    """A place on this machine to write `what` to; ConfigError for an address, where it would become a folder `s3:`."""
+    text = os.fspath(path)
+    if is_remote(text):
+        raise ConfigError(f"{what} cannot be written to {text}; give a folder of this machine with --out, then copy it")
+    return Path(text)
