@@ -106,7 +106,8 @@ def decode(
         return Failure(ref, Status.DECODE_ERROR, _sentence(error))
     height, width = pixels.shape[:2]
     original = Size(width, height) if orientation > 4 else Size(height, width)
-    return Image(ref, pixels, original, orientation, time.perf_counter() - started)
+    ended = time.perf_counter()
+    return Image(ref, pixels, original, orientation, ended - started, ended)
 
 
 def _decode(

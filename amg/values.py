@@ -45,13 +45,17 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """An upright image: `pixels_HWC` uint8 RGB; `original` and `orientation` as in the file, before it was turned."""
+    """An upright image: `pixels_HWC` uint8 RGB; `original` and `orientation` as in the file, before it was turned.
+
+    `decoded_at` is when it was ready, in seconds of `time.perf_counter`; 0 where nobody looked.
+    """
 
     ref: ImageRef
     pixels_HWC: NDArray[np.uint8]
     original: Size
     orientation: int = 1
     decode_seconds: float = 0.0
+    decoded_at: float = 0.0
 
     def __post_init__(self) -> None:
         pixels = self.pixels_HWC
@@ -167,13 +171,17 @@ class MaskSet:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What one shard came to. `won` is False when another worker had committed the same shard first."""
+    """What one shard came to. `won` is False when another worker had committed the same shard first.
+
+    `size_bytes` is the size of the file that was made of it, whether it won or not.
+    """
 
     shard: int
     rows: Mapping[str, int]
     masks: int
     won: bool
     seconds: Mapping[str, float] = field(default_factory=dict)
+    size_bytes: int = 0
 
 
 def _seen(name: str, array: NDArray[Any]) -> str:

@@ -189,7 +189,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 class Reader(Silent):
     """Looks whether every failure has a reason that is more than a word."""
 
-    def image(self, result: MaskSet | Failure) -> None:
+    def image(self, result: MaskSet | Failure, shard: int) -> None:
         assert isinstance(result, MaskSet) or len(result.reason) > 10, result
 
 

@@ -18,21 +18,33 @@ def test_every_event_is_one_line_of_json() -> None:
     log: Observer = JsonLines(stream, clock=lambda: now[0])
     log.start(10, 3)
     now[0] += 1.5
-    log.image(mask_set(REF, 4))
-    log.image(Failure(REF, Status.MISSING, "it is gone"))
-    log.shard(Receipt(2, {"ok": 1, "missing": 1}, 4, True, {"encode": 0.12345}))
+    log.workers(2, 0)
+    log.workers(2, 0)
+    log.image(mask_set(REF, 4), 2)
+    log.image(Failure(REF, Status.MISSING, "it is gone"), 3)
+    log.workers(1, 1)
+    log.shard(Receipt(2, {"ok": 1, "missing": 1}, 4, True, {"encode": 0.12345}, 1234))
+    log.shard(Receipt(3, {"ok": 2}, 4, False, {}, 1000))
     now[0] += 1
     log.finish()
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    at = "2023-11-14T22:13:2"
-    done, lost = {"key": "deep/ü\n.png", "status": "ok"}, {"key": "deep/ü\n.png", "status": "missing"}
-    shard = {"shard": 2, "rows": {"ok": 1, "missing": 1}, "masks": 4, "seconds": {"encode": 0.123}, "won": True}
+    assert [line.pop("time") for line in lines] == [
+        "2023-11-14T22:13:20.000+00:00",
+        *["2023-11-14T22:13:21.500+00:00"] * 6,
+        "2023-11-14T22:13:22.500+00:00",
+    ]
+    image = {"event": "image", "key": "deep/ü\n.png", "image_id": 4}
+    won = {"rows": {"ok": 1, "missing": 1}, "masks": 4, "seconds": {"encode": 0.123}, "bytes": 1234, "won": True}
+    lost = {"rows": {"ok": 2}, "masks": 4, "seconds": {}, "bytes": 1000, "won": False}
     assert lines == [
-        {"time": f"{at}0.000+00:00", "event": "start", "total": 10, "done": 3},
-        {"time": f"{at}1.500+00:00", "event": "image", **done, "masks": 4, "seconds": 0.1},
-        {"time": f"{at}1.500+00:00", "event": "image", **lost, "reason": "it is gone"},
-        {"time": f"{at}1.500+00:00", "event": "shard", **shard},
-        {"time": f"{at}2.500+00:00", "event": "finish", "images": 2, "failed": 1, "masks": 4, "seconds": 2.5},
+        {"event": "start", "total": 10, "done": 3},
+        {"event": "workers", "up": 2, "lost": 0},
+        {**image, "shard": 2, "status": "ok", "masks": 4, "seconds": 0.1},
+        {**image, "shard": 3, "status": "missing", "reason": "it is gone"},
+        {"event": "workers", "up": 1, "lost": 1},
+        {"event": "shard", "shard": 2, **won},
+        {"event": "shard", "shard": 3, **lost},
+        {"event": "finish", "images": 2, "failed": 1, "masks": 4, "bytes": 1234, "seconds": 2.5},
     ]
     assert stream.getvalue().isascii()
 

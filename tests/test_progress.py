@@ -1,10 +1,12 @@
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 
 from amg.geometry import Size
+from amg.run.pace import Pace
 from amg.run.progress import Observer, ProgressBar, ProgressLines, Silent, Summary, observer_for
 from amg.values import Failure, Funnel, ImageRef, MaskSet, Receipt, Status
 
@@ -50,36 +52,88 @@ def masks(row: int, count: int) -> MaskSet:
 
 
 def run_a_job(observer: Observer, clock: Clock) -> None:
-    """Ten images, four of them done before; one takes 10 s and one of them fails."""
+    """Ten images, four of them done before; one takes 10 s, one of them fails and one of two workers is lost."""
     observer.start(10, 4)
+    observer.workers(2, 0)
     for row in range(4, 10):
         clock.seconds += 10
-        observer.image(Failure(ref(row), Status.DECODE_ERROR, "it ends early") if row == 6 else masks(row, 5))
-    observer.shard(Receipt(shard=0, rows={"ok": 5, "decode_error": 1}, masks=25, won=True))
+        observer.image(
+            Failure(ref(row), Status.DECODE_ERROR, "it ends early") if row == 6 else masks(row, 5), shard=row // 3
+        )
+        if row == 6:
+            observer.shard(Receipt(shard=1, rows={"ok": 2}, masks=10, won=True, size_bytes=1_200_000))
+            observer.shard(Receipt(shard=2, rows={"ok": 2}, masks=10, won=False, size_bytes=1_000_000))
+            observer.workers(1, 1)
     observer.finish()
     observer.finish()
 
 
-def test_lines_tell_rate_masks_failures_and_time_left() -> None:
+def test_lines_tell_rates_failures_workers_bytes_and_time_left() -> None:
     clock, stream = Clock(), io.StringIO()
-    run_a_job(ProgressLines(stream, clock=clock, every_seconds=30), clock)
+    run_a_job(ProgressLines(stream, clock=clock, every_seconds=40), clock)
     assert stream.getvalue().splitlines() == [
         "10 images, 4 of them done before",
         "failed: 6.jpg: decode_error: it ends early",
-        "7/10 images, 10.0 s an image, 10 masks, 1 failed, 30.0 s left",
-        "10/10 images, 10.0 s an image, 25 masks, 1 failed",
+        "lost 1 worker, 1 in all; 1 up",
+        "8/10 images, 10.0 s each, 0.375 masks/s, 1 failed, 1 worker, 1 lost, 1.2 MB, 00:20 left",
+        "10/10 images, 10.0 s each, 0.417 masks/s, 1 failed, 1 worker, 1 lost, 1.2 MB",
     ]
 
 
-def test_the_bar_tells_rate_masks_failures_and_time_left() -> None:
+def test_the_bar_tells_rates_failures_workers_and_bytes() -> None:
     stream = Terminal()
     run_a_job(ProgressBar(stream), Clock())
     last = stream.getvalue().rstrip().rpartition("\r")[2]
-    assert "100%" in last
-    assert "10/10 images" in last
-    assert "image/s" in last
-    assert "25 masks, 1 failed" in last
-    assert last.endswith("left")
+    assert re.fullmatch(
+        r"100% \|.+\| 10/10 images, [\d.]+[kM]?/s, [\d.]+[kM]? masks/s, 1 failed, 1 worker, 1 lost, 1.2 MB", last
+    )
+
+
+def test_the_bar_is_drawn_anew_when_workers_come_and_go() -> None:
+    stream = Terminal()
+    bar = ProgressBar(stream)
+    bar.workers(1, 0)
+    bar.start(10, 0)
+    bar.workers(3, 2)
+    assert stream.getvalue().rpartition("\r")[2].rstrip().endswith("| 0/10 images, 3 workers, 2 lost")
+    bar.finish()
+
+
+def test_a_bar_fits_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (80, 24))
+    stream = Terminal()
+    run_a_job(ProgressBar(stream), Clock())
+    drawn = [line.rstrip() for line in stream.getvalue().split("\r")]
+    assert max(map(len, drawn)) <= 80
+    assert all("failed, 1 worker, 1 lost" in line for line in drawn[-2:] if line)
+
+
+def pace(**changes: int) -> Pace:
+    """Of a large job."""
+    values = {"images": 2_000_000, "failed": 1234, "masks": 200_000_000, "written_bytes": 10**12, "up": 120, "lost": 3}
+    return Pace(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (None, "4.51M/10M images, 123/s, 12.3k masks/s, 1234 failed, 120 workers, 3 lost, 1 TB, 12:23:54 left"),
+        (88, "4.51M/10M images, 123/s, 12.3k masks/s, 1234 failed, 120 workers, 3 lost, 12:23:54 left"),
+        (72, "4.51M/10M images, 123/s, 1234 failed, 120 workers, 3 lost, 12:23:54 left"),
+    ],
+)
+def test_what_matters_least_goes_first_where_there_is_no_room(columns: int | None, text: str) -> None:
+    assert pace().describe(4_510_000, 10_000_000, 123.0, columns=columns) == text
+
+
+def test_nothing_is_said_of_what_is_not_known() -> None:
+    assert Pace().describe(0, 10, None) == "0/10 images"
+    assert Pace().describe(3, 10, 0.0) == "3/10 images"
+    assert Pace(images=1, up=0).describe(4, 10, 2.5) == "4/10 images, 2.5/s, 0 masks/s, 0 workers, 00:02 left"
+    assert pace(written_bytes=0, failed=99_999, lost=0).describe(2, 2, 999.4).startswith("2/2 images, 999/s, 99.9k")
+    assert (
+        pace(images=1, masks=1, failed=100_000).describe(1, 2, 999.6).startswith("1/2 images, 1k/s, 1k masks/s, 100k")
+    )
 
 
 def test_a_bar_that_never_started_finishes_too() -> None:

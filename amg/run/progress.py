@@ -6,15 +6,18 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import NoReturn, Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
+from amg.run.pace import Pace
 from amg.values import Failure, MaskSet, Receipt, Status
 
 STAGES_SHOWN = 8
 SECONDS_BETWEEN_LINES = 30.0
-BAR_FORMAT = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} images, {rate_fmt}{postfix}, {remaining} left"
+BAR_FORMAT = "{percentage:3.0f}% |{bar}| {pace}"
+COLUMNS_OF_BAR = 8
+"""What the percentage and the shortest bar take of a line."""
 
 
 class Observer(Protocol):
@@ -27,9 +30,14 @@ class Observer(Protocol):
         """Something a person should know; may come before `start`."""
         ...
 
-    def image(self, result: MaskSet | Failure) -> None: ...
+    def image(self, result: MaskSet | Failure, shard: int) -> None:
+        """An image of this shard is done."""
+        ...
 
     def shard(self, receipt: Receipt) -> None: ...
+
+    def workers(self, up: int, lost: int) -> None:
+        """In a job with workers: how many can label now, and how many have ended too early since the start."""
 
     def finish(self) -> None: ...
 
@@ -43,10 +51,13 @@ class Silent:
     def note(self, text: str) -> None:
         pass
 
-    def image(self, result: MaskSet | Failure) -> None:
+    def image(self, result: MaskSet | Failure, shard: int) -> None:
         pass
 
     def shard(self, receipt: Receipt) -> None:
+        pass
+
+    def workers(self, up: int, lost: int) -> None:
         pass
 
     def finish(self) -> None:
@@ -54,52 +65,56 @@ class Silent:
 
 
 class ProgressBar:
-    """One line of a terminal that redraws itself: images/s, masks, failures, time left."""
+    """One line of a terminal that redraws itself; `Pace` says what is in it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._bar: tqdm[NoReturn] | None = None
-        self._masks = 0
-        self._failed = 0
+        self._bar: _Bar | None = None
+        self._pace = Pace()
 
     def start(self, total: int, done: int) -> None:
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            file=self._stream,
-            unit="image",
-            dynamic_ncols=True,
-            bar_format=BAR_FORMAT,
-        )
-        self._count()
+        self._bar = _Bar(self._pace, self._stream, total, done)
 
     def note(self, text: str) -> None:
         tqdm.write(text, file=self._stream)
 
-    def image(self, result: MaskSet | Failure) -> None:
+    def image(self, result: MaskSet | Failure, shard: int) -> None:
         assert self._bar is not None, "image() before start()"
-        if isinstance(result, Failure):
-            self._failed += 1
-        else:
-            self._masks += len(result)
-        self._count()
+        self._pace.image(result)
         self._bar.update(1)
 
     def shard(self, receipt: Receipt) -> None:
-        pass
+        self._pace.shard(receipt)
+
+    def workers(self, up: int, lost: int) -> None:
+        self._pace.workers(up, lost)
+        if self._bar is not None:
+            self._bar.refresh()
 
     def finish(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def _count(self) -> None:
-        assert self._bar is not None
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._bar.set_postfix_str(f"{self._masks} masks{failed}", refresh=False)
+
+class _Bar(tqdm):
+    """Puts its words together when it is drawn, not for every image."""
+
+    def __init__(self, pace: Pace, stream: TextIO, total: int, done: int) -> None:
+        self._pace = pace
+        super().__init__(total=total, initial=done, file=stream, dynamic_ncols=True, bar_format=BAR_FORMAT)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What `BAR_FORMAT` may name."""
+        shown = super().format_dict
+        labeled = shown["n"] - shown["initial"]
+        rate = shown["rate"] or (labeled / shown["elapsed"] if shown["elapsed"] else None)
+        columns = shown["ncols"] and shown["ncols"] - COLUMNS_OF_BAR
+        return {**shown, "pace": self._pace.describe(shown["n"], shown["total"], rate, columns=columns)}
 
 
 class ProgressLines:
-    """For log files and pipes: a line at the start, one every half minute, one at the end."""
+    """For log files and pipes: a line at the start, every half minute and at the end; failures and lost workers."""
 
     def __init__(
         self,
@@ -111,12 +126,13 @@ class ProgressLines:
         self._stream = stream
         self._clock = clock
         self._every_seconds = every_seconds
-        self._total = self._done = self._before = self._reported = self._masks = self._failed = 0
+        self._pace = Pace()
+        self._total = self._before = self._reported = 0
         self._started = self._last = 0.0
         self._running = False
 
     def start(self, total: int, done: int) -> None:
-        self._total, self._done, self._before, self._reported = total, done, done, done
+        self._total, self._before = total, done
         self._started = self._last = self._clock()
         self._running = True
         self._print(f"{total} images, {done} of them done before" if done else f"{total} images")
@@ -124,32 +140,31 @@ class ProgressLines:
     def note(self, text: str) -> None:
         self._print(text)
 
-    def image(self, result: MaskSet | Failure) -> None:
-        self._done += 1
+    def image(self, result: MaskSet | Failure, shard: int) -> None:
+        self._pace.image(result)
         if isinstance(result, Failure):
-            self._failed += 1
             self._print(f"failed: {result.ref.key}: {result.status}: {result.reason}")
-        else:
-            self._masks += len(result)
         if self._clock() - self._last >= self._every_seconds:
             self._report()
 
     def shard(self, receipt: Receipt) -> None:
-        pass
+        self._pace.shard(receipt)
+
+    def workers(self, up: int, lost: int) -> None:
+        if lost > self._pace.lost:
+            self._print(f"lost {_plural(lost - self._pace.lost, 'worker')}, {lost} in all; {up} up")
+        self._pace.workers(up, lost)
 
     def finish(self) -> None:
-        if self._running and self._done != self._reported:
+        if self._running and self._pace.images != self._reported:
             self._report()
         self._running = False
 
     def _report(self) -> None:
-        self._last, self._reported = self._clock(), self._done
+        self._last, self._reported = self._clock(), self._pace.images
         seconds = self._last - self._started
-        labeled = self._done - self._before
-        rate = labeled / seconds if seconds > 0 else 0.0
-        left = f", {_duration((self._total - self._done) / rate)} left" if rate and self._done < self._total else ""
-        failed = f", {self._failed} failed" if self._failed else ""
-        self._print(f"{self._done}/{self._total} images, {_speed(rate)}, {self._masks} masks{failed}{left}")
+        rate = self._pace.images / seconds if seconds > 0 else None
+        self._print(self._pace.describe(self._before + self._pace.images, self._total, rate))
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -235,12 +250,6 @@ class Summary:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _speed(images_per_second: float) -> str:
-    if 0 < images_per_second < 0.5:
-        return f"{1 / images_per_second:.1f} s an image"
-    return f"{images_per_second:.2f} images/s"
 
 
 def _duration(seconds: float) -> str:
