@@ -28,7 +28,9 @@ class Section(BaseModel):
 
 class ModelSettings(Section):
     weights: str = Field(
-        default="mobile-sam", description="Name of known weights (`sam-amg weights list`) or path of a checkpoint."
+        default="mobile-sam",
+        description="Name of known weights (`sam-amg weights list`), path of a checkpoint, or its address: "
+        "`s3://bucket/sam.pth#sha256=HEX`.",
     )
     precision: Literal["parity", "fast"] = Field(
         default="parity",
@@ -172,6 +174,22 @@ class OutputSettings(Section):
 
 
 class RunSettings(Section):
+    runner: Literal["local", "ray"] = Field(
+        default="local",
+        description="`local`: this machine's processes; `ray`: actors on a Ray cluster, or on a Ray started here.",
+    )
+    address: str | None = Field(
+        default=None,
+        description="Ray's head, such as `10.0.0.1:6379` or `auto`; null takes RAY_ADDRESS, else starts Ray here.",
+    )
+    gpus_per_worker: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs that Ray reserves for a worker, fractions too; null reserves one on CUDA, none on a CPU.",
+    )
+    cpus_per_worker: float | None = Field(
+        default=None, ge=0, description="Cores that Ray reserves for a worker; null reserves `run.threads` of them."
+    )
     device: str = Field(
         default="auto",
         description="cpu, cuda, cuda:N, mps, or several with commas; auto takes cuda where it is there, else cpu.",
@@ -180,7 +198,8 @@ class RunSettings(Section):
         default=None,
         ge=1,
         le=1024,
-        description="Processes that label, in turn on the devices; null takes one a device. One alone is this process.",
+        description="Processes that label, in turn on the devices; null takes one a device. One alone is this process. "
+        "On Ray: actors, as many as there is room for with null; more than that asks an autoscaler for room.",
     )
     threads: int | None = Field(
         default=None, ge=1, description="Threads of the model in a worker on a CPU; null shares the cores."
@@ -297,7 +316,8 @@ def default_points_per_batch(kind: str) -> int:
 
 
 NOT_IN_FINGERPRINT = (
-    "memory.", "shards.", "run.device", "run.workers", "run.image_timeout_s", "run.decode_", "model.weights"
+    "memory.", "shards.", "run.runner", "run.address", "run.gpus_per_worker", "run.cpus_per_worker", "run.device",
+    "run.workers", "run.image_timeout_s", "run.decode_", "model.weights"
 )  # fmt: skip
 """What may change between two runs on one output without changing a mask. The weights count by their digest."""
 

@@ -24,7 +24,7 @@ def take(leases: Leases) -> Lease:
 
 
 def test_shards_go_out_in_order_and_those_of_the_dead_after_them() -> None:
-    leases = Leases([shard(0), shard(1)])
+    leases = Leases([shard(0), shard(1)], 2)
     first = take(leases)
     assert (first.shard.number, first.isolated) == (0, False)
     leases.died(first, SEGV, None)
@@ -38,7 +38,7 @@ def test_shards_go_out_in_order_and_those_of_the_dead_after_them() -> None:
 
 
 def test_the_first_death_blames_nobody() -> None:
-    leases = Leases([shard(0)])
+    leases = Leases([shard(0)], 1)
     leases.died(take(leases), SEGV, 1)
     again = take(leases)
     assert (again.isolated, again.first, again.settled) == (True, frozenset(), ())
@@ -46,7 +46,7 @@ def test_the_first_death_blames_nobody() -> None:
 
 
 def test_two_isolated_deaths_in_a_row_settle_an_image_and_a_suspect_comes_first() -> None:
-    leases = Leases([shard(0)])
+    leases = Leases([shard(0)], 1)
     leases.died(take(leases), SEGV, None)
     leases.died(take(leases), SEGV, 1)
     suspecting = take(leases)
@@ -60,7 +60,7 @@ def test_two_isolated_deaths_in_a_row_settle_an_image_and_a_suspect_comes_first(
 
 
 def test_an_image_that_gets_through_is_no_suspect_any_more() -> None:
-    leases = Leases([shard(0)])
+    leases = Leases([shard(0)], 1)
     leases.died(take(leases), SEGV, None)
     leases.died(take(leases), SEGV, 1)
     lease = take(leases)
@@ -71,7 +71,7 @@ def test_an_image_that_gets_through_is_no_suspect_any_more() -> None:
 
 def test_random_kills_in_isolation_settle_no_innocent() -> None:
     """Every try dies somewhere else; images before that place get through."""
-    leases = Leases([shard(0, range(10))], deaths_to_give_up=100)
+    leases = Leases([shard(0, range(10))], 1, deaths_to_give_up=100)
     leases.died(take(leases), SEGV, None)
     for place in (3, 5, 2, 7, 4, 9, 1):
         lease = take(leases)
@@ -82,7 +82,7 @@ def test_random_kills_in_isolation_settle_no_innocent() -> None:
 
 
 def test_deaths_in_vain_end_with_giving_up_and_settling_an_image_is_not_in_vain() -> None:
-    leases = Leases([shard(0, range(20)), shard(1)])
+    leases = Leases([shard(0, range(20)), shard(1)], 2)
     leases.died(take(leases), SEGV, None)
     leases.finished(take(leases).shard)
     for row in range(10):
@@ -105,7 +105,7 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
     record(store, 8, History().after(SLOW, None))
     there = read_attempts(store)
     assert there == {7: history, 8: History(1)}
-    again = take(Leases([shard(7)], history=there))
+    again = take(Leases([shard(7)], 1, history=there))
     assert (again.isolated, again.first) == (True, {2})
     assert [failure.ref.row for failure in again.settled] == [1]
 
@@ -122,3 +122,21 @@ def test_two_runs_that_remember_the_same_death_do_not_meet(tmp_path: Path) -> No
     record(store, 1, History(1))
     record(store, 1, History(1))
     assert len(list(store.list("_state/attempts"))) == 2
+
+
+def test_a_shard_that_comes_back_untouched_is_the_next_one_and_is_no_suspect() -> None:
+    leases = Leases([shard(0), shard(1)], 2)
+    lost = take(leases)
+    leases.returned(lost)
+    assert (leases.left, leases.waiting) == (2, 2)
+    again = take(leases)
+    assert (again.shard.number, again.isolated) == (0, False)
+    assert take(leases).shard.number == 1
+    assert leases.waiting == 0
+
+
+def test_only_a_fresh_shard_waits_behind_another() -> None:
+    leases = Leases([shard(0)], 1)
+    leases.died(take(leases), SEGV, None)
+    assert leases.take(fresh=True) is None
+    assert take(leases).isolated

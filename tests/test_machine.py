@@ -200,8 +200,52 @@ class TestRefusedRuns:
         (self.folder / "weights.pt").write_bytes(b"other bytes")
         came, said = self.call("--device", "cpu")
         assert came == 1
-        assert "weights.pt was altered: its sha256 is not that of mobile-sam; remove it" in said
+        assert "weights.pt was altered: sha256 " in said and "remove it" in said
         assert not (self.folder / "out" / "_plan").exists()
+
+    @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("--device", "cuda:99"),
+            ("--device", "cpu", "--weights", "broken.pt"),
+            ("--device", "cpu", "--weights", "mobil-sam"),
+            ("--device", "cpu", "nothing-here/*.jpg"),
+        ],
+        ids=" ".join,
+    )
+    def test_a_refused_job_overwrites_nothing(self, arguments: tuple[str, ...], dry: tuple[str, ...]) -> None:
+        with self.patch.context() as patch:
+            label_with(DiscSam(radius=9), patch, self.folder)
+            assert self.call("--device", "cpu")[0] == 0
+        before = {file: file.read_bytes() for file in (self.folder / "out").rglob("*.*")}
+        assert any(file.parent.name == "data" for file in before)
+        came, said = self.call("--set", "generate.points_per_side=3", *arguments, "--overwrite", "--yes", *dry)
+        assert (came in (1, 2), said.startswith("error: ")) == (True, True), said
+        assert {file: file.read_bytes() for file in (self.folder / "out").rglob("*.*")} == before
+
+    def test_weights_that_were_altered_since_overwrite_nothing(self) -> None:
+        label_with(DiscSam(radius=9), self.patch, self.folder)
+        assert self.call("--device", "cpu")[0] == 0
+        (self.folder / "weights.pt").write_bytes(b"other bytes")
+        assert self.call("--device", "cpu", "--overwrite", "--yes")[0] == 1
+        assert len(list((self.folder / "out" / "data").iterdir())) == 1
+
+    def test_a_job_that_starts_overwrites(self) -> None:
+        label_with(DiscSam(radius=9), self.patch, self.folder)
+        assert self.call("--device", "cpu", "--limit", "1")[0] == 0
+        plan = (self.folder / "out" / "_plan" / "plan.json").read_text()
+        other = ("--device", "cpu", "--set", "generate.points_per_side=3", "--overwrite", "--yes")
+        assert self.call(*other) == (0, "")
+        assert (self.folder / "out" / "_plan" / "plan.json").read_text() != plan
+
+    @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+    def test_what_is_no_output_is_not_overwritten(self, dry: tuple[str, ...]) -> None:
+        (self.folder / "out").mkdir()
+        (self.folder / "out" / "notes.txt").write_text("mine")
+        came, said = self.call("--device", "cpu", "--overwrite", "--yes", *dry)
+        assert (came, "is no output of this program" in said) == (2, True)
+        assert [file.name for file in (self.folder / "out").iterdir()] == ["notes.txt"]
 
     def test_a_dry_run_says_that_a_run_would_be_refused(self) -> None:
         label_with(DiscSam(radius=9), self.patch, self.folder)

@@ -168,7 +168,7 @@ def test_what_was_left_to_the_machine_is_taken_from_the_plan(photos: Path, tmp_p
 
 def test_an_interruption_loses_only_the_shard_in_hand(photos: Path, tmp_path: Path, fake: DiscSam) -> None:
     class Stop(Silent):
-        def image(self, result: MaskSet | Failure) -> None:
+        def image(self, result: MaskSet | Failure, shard: int) -> None:
             if result.ref.key == "deep/a.png":
                 raise KeyboardInterrupt
 
@@ -189,7 +189,7 @@ def test_a_shard_that_another_run_committed_first_is_kept(photos: Path, tmp_path
     theirs = (other / "data" / "part-000000.parquet").read_bytes()
 
     class Rival(Silent):
-        def image(self, result: MaskSet | Failure) -> None:
+        def image(self, result: MaskSet | Failure, shard: int) -> None:
             (out / "data").mkdir(exist_ok=True)
             (out / "data" / "part-000000.parquet").write_bytes(theirs)
 

@@ -18,10 +18,11 @@ import pytest
 
 from amg.config import Config, load_config, masks_depend_on
 from amg.errors import StorageError, WorkerError
-from amg.run import workers
+from amg.run import pool
 from amg.run.job import run_job
 from amg.run.progress import Silent, Summary
 from amg.run.shard import Job
+from amg.run.workers import ProcessCrew
 from amg.sources.inputs import open_source
 from amg.storage.url import open_store
 from amg.values import Failure, MaskSet, Receipt
@@ -45,7 +46,7 @@ class Heard(Silent):
         self.masks = 0
         self.receipts: list[Receipt] = []
 
-    def image(self, result: MaskSet | Failure) -> None:
+    def image(self, result: MaskSet | Failure, shard: int) -> None:
         self.keys.append(result.ref.key)
         self.masks += len(result) if isinstance(result, MaskSet) else 0
 
@@ -111,8 +112,8 @@ def test_an_image_that_hangs_gets_a_row_timeout_even_with_one_worker(tmp_path: P
 
 def test_workers_killed_at_random_cost_no_row(tmp_path: Path) -> None:
     class Killer(Heard):
-        def image(self, result: MaskSet | Failure) -> None:
-            super().image(result)
+        def image(self, result: MaskSet | Failure, shard: int) -> None:
+            super().image(result, shard)
             if len(self.keys) % 9 == 0:
                 os.kill(rng.choice(children()), signal.SIGKILL)
 
@@ -139,15 +140,15 @@ def test_a_restarted_job_remembers_what_its_workers_died_of(tmp_path: Path) -> N
 
 
 def test_workers_that_never_get_ready_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standin, "partial", lambda *_: standin.dies_at_once)
-    monkeypatch.setattr(workers, "STARTS_IN_VAIN", 2)
+    monkeypatch.setattr(standin, "stand_in", lambda: standin.dies_at_once)
+    monkeypatch.setattr(pool, "ENDS_IN_VAIN", 2)
     with pytest.raises(WorkerError, match="2 workers in a row ended before they were ready, the last by exit status 3"):
         job(make_photos(tmp_path / "photos", 8), tmp_path / "out")
     assert not children()
 
 
 def test_an_error_in_a_worker_is_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standin, "partial", lambda *_: standin.breaks)
+    monkeypatch.setattr(standin, "stand_in", lambda: standin.breaks)
     with pytest.raises(StorageError, match="no room") as raised:
         job(make_photos(tmp_path / "photos", 8), tmp_path / "out")
     assert "in breaks" in raised.value.__notes__[0]
@@ -157,7 +158,7 @@ def test_an_error_in_a_worker_is_the_jobs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_shard_that_cannot_be_finished_ends_the_job_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standin, "partial", lambda *_: standin.stops_at_the_end)
+    monkeypatch.setattr(standin, "stand_in", lambda: standin.stops_at_the_end)
     with pytest.raises(
         WorkerError, match=r"1 shard could not be finished.*\n.*0000.png to 0002.png.*died 6 times in vain"
     ):
@@ -173,8 +174,8 @@ def test_each_worker_and_each_that_replaces_it_is_told_its_device(tmp_path: Path
         run_job(
             Job(open_source(*map(str, files)), open_store(tmp_path / f"{name}-out", create=True), config(), DEPENDS_ON),
             partial(standin.notes_its_device, tmp_path / name),
-            devices=devices,
-            in_workers=True,
+            device=devices[0],
+            crew=partial(ProcessCrew, devices),
             images_per_shard=1,
             observer=Silent(),
         )

@@ -61,6 +61,32 @@ def resolve_settings(
 
     Raises one ConfigError for everything that is wrong, assignments that cannot be read among it.
     """
+    dotted, wrong = _assigned(assignments)
+    try:
+        settings = load_config(preset=preset, file=config_file, overrides=dotted | dict(overrides or {}))
+    except ConfigError as error:
+        raise ConfigError("\n".join([*wrong, str(error)])) from error
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return settings
+
+
+def assigned_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """What `--set` gives, by dotted name; one ConfigError for all that cannot be read."""
+    dotted, wrong = _assigned(assignments)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return dotted
+
+
+def named_settings(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are called as the last part of a setting's name, by dotted name; those not given are left out."""
+    settings = {name.rpartition(".")[2]: name for name, _ in fields()}
+    return {settings[name]: value for name, value in named.items() if value is not None}
+
+
+def _assigned(assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What `--set` gives, and what is wrong with the rest of it."""
     dotted: dict[str, Any] = {}
     wrong: list[str] = []
     for text in assignments:
@@ -69,13 +95,7 @@ def resolve_settings(
             dotted[name] = value
         except ConfigError as error:
             wrong.append(str(error))
-    try:
-        settings = load_config(preset=preset, file=config_file, overrides=dotted | dict(overrides or {}))
-    except ConfigError as error:
-        raise ConfigError("\n".join([*wrong, str(error)])) from error
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-    return settings
+    return dotted, wrong
 
 
 @click.command(

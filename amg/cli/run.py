@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from amg.cli.config import resolve_settings, settings_options
+from amg.cli.ray import WithoutDeaths, ray_installed
 from amg.config import Config
 from amg.run.signals import interruptible
 
@@ -27,7 +29,8 @@ Examples:
   sam-amg run photos --out labels --preset sa1b --weights sam-vit-h
   sam-amg run 'scans/**/*.jpg' --out labels --set generate.points_per_side=16
   sam-amg run photos --out labels --config mine.yaml --device cuda:0,cuda:1
-  sam-amg run photos --out labels --limit 10 --json > summary.json"""
+  sam-amg run photos --out labels --limit 10 --json > summary.json
+  sam-amg run s3://bucket/photos --out s3://bucket/labels --runner ray --device cuda"""
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
@@ -35,7 +38,9 @@ Examples:
 )
 @settings_options
 @click.option(
-    "--weights", metavar="NAME|PATH", help="Known weights (`sam-amg weights list`) or a checkpoint; sets model.weights."
+    "--weights",
+    metavar="NAME|PATH|URL",
+    help="Known weights (`sam-amg weights list`), a checkpoint or its address; sets model.weights.",
 )
 @click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, cuda:N, mps or auto, several with commas; sets run.device."
@@ -45,6 +50,24 @@ Examples:
     type=click.IntRange(min=1),
     metavar="N",
     help="Processes that label, in turn on the devices; sets run.workers.",
+)
+@click.option(
+    "--runner",
+    type=click.Choice(["local", "ray"]),
+    help="This machine's processes, or Ray: a cluster, or one that is started here; sets run.runner.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Ray's head, or `auto`; sets run.address.")
+@click.option(
+    "--gpus-per-worker",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="On Ray, fractions too; sets run.gpus_per_worker.",
+)
+@click.option(
+    "--cpus-per-worker",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="Cores of a worker on Ray; sets run.cpus_per_worker.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Plan the first N images alone.")
 @click.option(
@@ -71,6 +94,10 @@ def run(
     weights: str | None,
     device: str | None,
     workers: int | None,
+    runner: str | None,
+    address: str | None,
+    gpus_per_worker: float | None,
+    cpus_per_worker: float | None,
     limit: int | None,
     dry_run: bool,
     strict: bool,
@@ -82,24 +109,33 @@ def run(
 ) -> int:
     """Label images: find every mask in them and write one Parquet row for each image.
 
-    INPUT is an image, a folder (with all that lies below it) or a pattern in quotes. Images that cannot be read get a
-    row with a status and a reason. Progress goes to stderr, the summary to stdout. Ctrl-C ends a run in order, a second
-    one at once; in both cases the same command goes on with what is missing.
+    INPUT is an image, a folder (with all that lies below it), a pattern in quotes or a list of images, on this machine
+    or at s3://, gs:// or az://. Images that cannot be read get a row with a status and a reason. Progress goes to
+    stderr, the summary to stdout. Ctrl-C ends a run in order, a second one at once; in both cases the same command goes
+    on with what is missing.
 
     With several devices or --workers, an image that ends its worker twice gets a row `crash`, and the rest is labeled.
     """
-    named: Mapping[str, Any] = {"model.weights": weights, "run.device": device, "run.workers": workers}
+    named: Mapping[str, Any] = {
+        "model.weights": weights,
+        "run.device": device,
+        "run.workers": workers,
+        "run.runner": runner,
+        "run.address": address,
+        "run.gpus_per_worker": gpus_per_worker,
+        "run.cpus_per_worker": cpus_per_worker,
+    }
     overrides = {name: value for name, value in named.items() if value is not None}
     config = resolve_settings(preset, config_file, assignments, overrides)
     if dry_run:
         return _preview(inputs, out, config, limit, overwrite, as_json)
-    if overwrite:
-        _make_room(out, asked=yes)
+    if overwrite and not yes:
+        _ask_to_remove(out)
     # What Pillow finds odd in a file either keeps it from being read, which becomes its row, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
     with interruptible():
         try:
-            summary = _label(inputs, out, config, limit, _observer(log, quiet))
+            summary = _label(inputs, out, config, limit, overwrite, watcher(log, quiet))
         except KeyboardInterrupt as stop:
             click.echo("interrupted; finished shards are kept, and the same command goes on with the rest", err=True)
             return getattr(stop, "exit_status", INTERRUPTED)
@@ -110,16 +146,24 @@ def run(
     return 1 if strict and (summary.failed or _failed_before(out)) else 0
 
 
-def _label(inputs: Sequence[str], out: str, config: Config, limit: int | None, observer: Observer) -> Summary:
-    from amg.run.local import run_local
-
+def _label(
+    inputs: Sequence[str], out: str, config: Config, limit: int | None, overwrite: bool, observer: Observer
+) -> Summary:
     try:
-        return run_local(inputs, out, config, limit=limit, observer=observer)
+        if config.run.runner == "local":
+            from amg.run.local import run_local
+
+            return run_local(inputs, out, config, limit=limit, overwrite=overwrite, observer=observer)
+        with ray_installed(), redirect_stdout(WithoutDeaths(sys.stderr)):  # Ray prints what the cluster says
+            from amg.run.on_ray import run_on_ray
+
+            return run_on_ray(inputs, out, config, limit=limit, overwrite=overwrite, observer=observer)
     finally:
         observer.finish()
 
 
-def _observer(log: str, quiet: bool) -> Observer:
+def watcher(log: str, quiet: bool) -> Observer:
+    """Who tells on stderr how a job goes."""
     if log == "json" and not quiet:
         from amg.run.logs import JsonLines
 
@@ -137,17 +181,15 @@ def _preview(inputs: Sequence[str], out: str, config: Config, limit: int | None,
     return 0
 
 
-def _make_room(out: str, *, asked: bool) -> None:
-    from amg.run.overwrite import is_output, remove_output
+def _ask_to_remove(out: str) -> None:
+    """Asked at once, as long as somebody looks; what is there is removed when the job is about to start."""
+    from amg.run.overwrite import is_output, refuse_foreign
     from amg.storage.url import open_store
 
     folder = open_store(out).url
+    refuse_foreign(folder)
     if is_output(folder):
-        if not asked:
-            click.confirm(
-                f"Remove the shards, the plan and all else that sam-amg wrote in {folder}?", abort=True, err=True
-            )
-        remove_output(folder)
+        click.confirm(f"Remove the shards, the plan and all else that sam-amg wrote in {folder}?", abort=True, err=True)
 
 
 def _failed_before(out: str) -> bool:

@@ -6,68 +6,109 @@ What the masks depend on and the model come as arguments, so nothing here needs 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 from amg.run import plan as planning
+from amg.run.growth import digest_of, grow, is_listed, remember_listed
 from amg.run.leases import Lease
-from amg.run.listing import tabulate
+from amg.run.listing import SkippedLog, list_source
+from amg.run.metrics import DriverMetrics, NotRecorded
+from amg.run.overwrite import remove_output
 from amg.run.plan import Plan, Shard
-from amg.run.preview import drift
+from amg.run.pool import Crew, label_with
 from amg.run.progress import Observer, Summary
-from amg.run.shard import Job, Label, label_shard
+from amg.run.shard import Job, Label, OpenLabel, label_shard
+from amg.run.survey import survey
 from amg.run.tally import Tally
-from amg.run.workers import label_in_workers
-from amg.sources.source import Skipped
 
-OpenLabel = Callable[[str], Label]
-"""Loads the model on a device. For workers it is pickled: a module's function, or a `partial` of one."""
+OpenCrew = Callable[[Job, OpenLabel], Crew]
 
 
 def run_job(
     job: Job,
     open_label: OpenLabel,
     *,
-    devices: Sequence[str],
-    in_workers: bool,
+    device: str,
+    crew: OpenCrew | None,
     images_per_shard: int,
+    expected_seconds: float = 0.0,
     limit: int | None = None,
+    overwrite: bool = False,
     observer: Observer,
+    metrics: DriverMetrics | None = None,
 ) -> Summary:
     """Label every image of `job.source` that has no row in `job.store` yet; `limit` bounds what a listing plans.
 
-    `devices`: one a worker, or the one that this process uses. Raises OutputRefused when the output was made with other
-    settings, SourceError when there is no image, StorageError when the output cannot be written, WorkerError when
-    shards had to be given up. The plan is written before `open_label` is called for the first time.
+    Without a `crew` this process labels, on `device`. `expected_seconds` for an image are a guess. With `overwrite`,
+    what this program wrote in the store before is removed when the images are listed. Raises OutputRefused when the
+    output was made with other settings, SourceError when there is no image, StorageError when the output cannot be
+    written, WorkerError when shards had to be given up. The plan is written before `open_label` is called for the first
+    time.
     """
     began = time.perf_counter()
-    plan = _plan(job, images_per_shard, limit, observer)
+    plan = _plan(job, images_per_shard, limit, overwrite, observer)
+    summary = label_plan(
+        plan,
+        job,
+        open_label,
+        device=device,
+        crew=crew,
+        expected_seconds=expected_seconds,
+        observer=observer,
+        metrics=metrics,
+    )
+    return replace(summary, wall_seconds=time.perf_counter() - began)
+
+
+def label_plan(
+    plan: Plan,
+    job: Job,
+    open_label: OpenLabel,
+    *,
+    device: str,
+    crew: OpenCrew | None,
+    expected_seconds: float = 0.0,
+    observer: Observer,
+    metrics: DriverMetrics | None = None,
+) -> Summary:
+    """Label every image of a plan that is written and has no row in `job.store` yet; arguments as in `run_job`."""
+    began = time.perf_counter()
     left = plan.without(planning.finished_shards(job.store))
     done = plan.n_images - left.n_images
-    tally = Tally(observer)
-    observer.start(plan.n_images, done)
+    tally = Tally(observer, metrics or DriverMetrics(NotRecorded()))
+    tally.start(plan, left)
     try:
-        if left.n_images and in_workers:
-            label_in_workers(left.shards(), job, open_label, devices[: left.n_shards], tally)
+        if left.n_images and crew is not None:
+            label_with(crew(job, open_label), left, job, tally, expected_seconds=expected_seconds)
         elif left.n_images:
-            _label_here(left.shards(), job, open_label(devices[0]), tally)
+            _label_here(left.shards(), job, open_label(device), tally)
     finally:
         observer.finish()
     return tally.summary(job.store.url, plan.n_images, done, time.perf_counter() - began)
 
 
-def _plan(job: Job, images_per_shard: int, limit: int | None, observer: Observer) -> Plan:
-    there = planning.read_plan(job.store)
+def _plan(job: Job, images_per_shard: int, limit: int | None, overwrite: bool, observer: Observer) -> Plan:
+    there = None if overwrite else planning.read_plan(job.store)
     if there is not None:
         planning.refuse_other_settings(there, job.depends_on, job.store.url)
-    skipped: list[Skipped] = []
-    refs = tabulate(islice(job.source.refs(skipped=skipped.append), limit))  # listed before anything is written
+    digest = digest_of(job.source)
+    if there is not None and is_listed(job.store, there, digest):
+        return there
+    skipped = SkippedLog()
+    listed = list_source(job.source, skipped)  # to its end, before anything is written
+    seen = survey(there or Plan(job.depends_on), listed, skipped=skipped, limit=limit)
     if there is not None:
-        for line in drift(there, refs, is_whole=limit is None).lines():
+        for line in seen.drift.lines():
             observer.note(line)
+    if overwrite:
+        remove_output(job.store.url)
     plan = there or planning.create_plan(job.store, job.depends_on)
-    return planning.grow(job.store, plan, refs, skipped, images_per_shard=images_per_shard)
+    plan = grow(job.store, plan, seen, skipped, images_per_shard=images_per_shard)
+    if limit is None:
+        remember_listed(job.store, plan, seen, digest)
+    return plan
 
 
 def _label_here(todo: Iterable[Shard], job: Job, label: Label, tally: Tally) -> None:

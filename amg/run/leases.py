@@ -79,18 +79,24 @@ class Lease:
 
 
 class Leases:
-    """Hands out shards, and takes back those whose worker died: after the fresh ones, in isolation."""
+    """Hands out `count` shards, and takes back those whose worker died: after the fresh ones, in isolation.
+
+    `left` counts those that are not finished, `waiting` those of them that nobody has in hand.
+    """
 
     def __init__(
         self,
         todo: Iterable[Shard],
+        count: int,
         *,
         history: Mapping[int, History] | None = None,
         deaths_to_give_up: int = DEATHS_TO_GIVE_UP,
     ) -> None:
+        self.left = count
         self.given_up: dict[int, tuple[Shard, str]] = {}
         self._fresh: Iterator[Shard] = iter(todo)
         self._next = next(self._fresh, None)
+        self._untouched: deque[Shard] = deque()
         self._again: deque[Shard] = deque()
         self._out: set[int] = set()
         self._history = dict(history or {})
@@ -100,18 +106,27 @@ class Leases:
     @property
     def has_more(self) -> bool:
         """Whether `take` has a shard now."""
-        return self._next is not None or bool(self._again)
+        return self._next is not None or bool(self._untouched) or bool(self._again)
+
+    @property
+    def waiting(self) -> int:
+        return self.left - len(self._out)
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left and nothing is out that may come back."""
         return not self.has_more and not self._out
 
-    def take(self) -> Lease | None:
-        """The next shard; None when there is none now. One that is out may still come back."""
-        if self._next is not None:
+    def take(self, *, fresh: bool = False) -> Lease | None:
+        """The next shard, only of those that no worker has died of with `fresh`; None when there is none now.
+
+        One that is out may still come back.
+        """
+        if self._untouched:
+            shard = self._untouched.popleft()
+        elif self._next is not None and not (fresh and self._is_suspect(self._next)):
             shard, self._next = self._next, next(self._fresh, None)
-        elif self._again:
+        elif self._again and not fresh:
             shard = self._again.popleft()
         else:
             return None
@@ -119,7 +134,7 @@ class Leases:
         history = self._history.get(shard.number, History())
         return Lease(
             shard,
-            isolated=history.deaths > 0,
+            isolated=shard.isolated or history.deaths > 0,
             first=frozenset(history.suspects),
             settled=tuple(
                 Failure(ref, death.status, _verdict(death))
@@ -128,13 +143,22 @@ class Leases:
             ),
         )
 
+    def _is_suspect(self, shard: Shard) -> bool:
+        return shard.isolated or shard.number in self._history
+
     def got_through(self, shard: Shard, row: int) -> None:
         """An isolated try has labeled the image: it is no suspect any more."""
         history = self._history.get(shard.number)
         if history and row in history.suspects:
             self._history[shard.number] = history.without_suspect(row)
 
+    def returned(self, lease: Lease) -> None:
+        """Take a shard back that has shown nothing: the next one to be taken, unless it is to be tried in isolation."""
+        self._out.discard(lease.shard.number)
+        (self._again if lease.isolated else self._untouched).appendleft(lease.shard)
+
     def finished(self, shard: Shard) -> None:
+        self.left -= 1
         self._out.discard(shard.number)
         self._history.pop(shard.number, None)
         self._deaths_in_vain.pop(shard.number, None)
@@ -150,6 +174,7 @@ class Leases:
         in_vain = 0 if settled_one else self._deaths_in_vain.get(shard.number, 0) + 1
         self._deaths_in_vain[shard.number] = in_vain
         if in_vain >= self._deaths_to_give_up:
+            self.left -= 1
             self.given_up[shard.number] = (shard, f"its worker died {in_vain} times in vain, the last {death.reason}")
         else:
             self._again.append(shard)

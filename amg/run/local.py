@@ -12,33 +12,40 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from amg.config import MASK_REVISION, Config, default_points_per_batch, masks_depend_on
-from amg.errors import WeightsError
 from amg.run import machine
 from amg.run import plan as planning
 from amg.run.job import run_job
+from amg.run.listing import SkippedLog, list_source
+from amg.run.overwrite import refuse_foreign
 from amg.run.plan import Plan
 from amg.run.preview import Preview, preview
 from amg.run.progress import Observer, Summary
 from amg.run.shard import Job, Label, Result
+from amg.run.workers import process_crew
 from amg.sam import weights
 from amg.sam.precision import in_words
 from amg.shards.schema import SCHEMA_VERSION
 from amg.sources.inputs import open_source
-from amg.sources.source import Skipped
 from amg.storage.url import open_store
 from amg.values import Failure, Image
 
 
 def run_local(
-    inputs: Sequence[str], out: str, config: Config, *, limit: int | None = None, observer: Observer
+    inputs: Sequence[str],
+    out: str,
+    config: Config,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    observer: Observer,
 ) -> Summary:
     """Label every image of `inputs` that has no row in `out` yet; with `limit`, plan no more than that many images.
 
+    With `overwrite`, an output in `out` is removed, once settings, devices, weights and images are known to be good.
     Raises OutputRefused when `out` was made with other settings, SourceError when there is no image, StorageError when
     `out` cannot be written, WeightsError when there are no weights, WorkerError when shards had to be given up. With
     workers, a script must call it under `if __name__ == "__main__":`, as multiprocessing wants.
@@ -47,15 +54,19 @@ def run_local(
     store = open_store(out, create=True)
     store.sweep()
     source = open_source(*inputs)
-    settled = settle(config, planning.read_plan(store))
-    checkpoint = _checkpoint(config.model.weights)
+    if overwrite:
+        refuse_foreign(store.url)
+    settled = settle(config, None if overwrite else planning.read_plan(store))
+    checkpoint, _ = weights.checked_file(settled.config.model.weights)
     summary = run_job(
         Job(source, store, settled.config, settled.depends_on),
         partial(open_label, checkpoint, settled.config),
-        devices=settled.devices,
-        in_workers=len(settled.devices) > 1 or config.run.image_timeout_s is not None,
+        device=settled.devices[0],
+        crew=process_crew(settled.devices, config),
         images_per_shard=settled.images_per_shard,
+        expected_seconds=settled.expected_seconds,
         limit=limit,
+        overwrite=overwrite,
         observer=observer,
     )
     arithmetic = in_words(settled.config.model.precision, settled.devices[0].partition(":")[0])
@@ -67,22 +78,24 @@ def preview_local(
 ) -> Preview:
     """What `run_local` with the same arguments would do, in numbers; with `overwrite`, after `out` was removed.
 
-    Writes nothing and fetches no weights; raises what `run_local` would raise before it labels.
+    Writes nothing and fetches no published weights; raises what `run_local` would raise before it labels.
     """
     store = open_store(out)
+    if overwrite:
+        refuse_foreign(store.url)
     plan = None if overwrite else planning.read_plan(store)
     settled = settle(config, plan)
     if plan is not None:
         planning.refuse_other_settings(plan, settled.depends_on, store.url)
-    skipped: list[Skipped] = []
+    skipped = SkippedLog()
     return preview(
         plan,
-        islice(open_source(*inputs).refs(skipped=skipped.append), limit),
+        list_source(open_source(*inputs), skipped),
         skipped,
         images_per_shard=settled.images_per_shard,
         seconds_per_image=expected_seconds_per_image(settled.config, settled.devices[0]),
         finished=planning.finished_shards(store) if plan is not None else (),
-        is_whole=limit is None,
+        limit=limit,
     )
 
 
@@ -94,16 +107,21 @@ class Settled:
     devices: Sequence[str]
     depends_on: Mapping[str, Any]
     images_per_shard: int
+    expected_seconds: float
 
 
-def settle(config: Config, plan: Plan | None) -> Settled:
-    """Find devices and weights and pin what was left to the machine. Fetches nothing.
+def settle(config: Config, plan: Plan | None, *, devices: Sequence[str] | None = None) -> Settled:
+    """Find devices and weights and pin what was left to the machine.
 
-    Published weights are known by their digest; any other file is loaded once, so that a plan is made only for weights
-    that are some. Raises ConfigError and WeightsError.
+    Published weights are known by their digest and not fetched; any other file is loaded once, so that a plan is made
+    only for weights that are some. Raises ConfigError and WeightsError.
     """
+    config = _with_weights(config, weights.pinned(config.model.weights))
     sha256, unknown = _weights(config.model.weights)
-    devices = machine.pick_devices(config.run, weights=unknown, precision=config.model.precision)
+    if devices is None:
+        devices = machine.pick_devices(config.run, weights=unknown, precision=config.model.precision)
+    elif unknown is not None:
+        machine.ask_torch(["cpu"], unknown, "parity")
     config = pin(config, plan, devices)
     per_image = expected_seconds_per_image(config, devices[0])
     return Settled(
@@ -111,6 +129,7 @@ def settle(config: Config, plan: Plan | None) -> Settled:
         devices,
         masks_depend_on(config, weights_digest=sha256, masks=MASK_REVISION, schema=SCHEMA_VERSION, encoder_batch=1),
         config.shards.images_per_shard or planning.images_per_shard(per_image),
+        per_image,
     )
 
 
@@ -157,21 +176,12 @@ def expected_seconds_per_image(config: Config, device: str) -> float:
     return sum(4**layer * (per_crop + per_point * count) for layer, count in enumerate(points))
 
 
+def _with_weights(config: Config, name: str) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": name})})
+
+
 def _weights(name: str) -> tuple[str, Path | None]:
     """The digest of the weights, and their file where it is none of the published ones."""
-    if name in weights.KNOWN:
-        return weights.KNOWN[name].sha256, None
-    path = weights.resolve(name)
-    sha256 = weights.digest(path)
+    sha256 = weights.digest_of(name)
     is_published = any(checkpoint.sha256 == sha256 for checkpoint in weights.KNOWN.values())
-    return sha256, None if is_published else path
-
-
-def _checkpoint(name: str) -> Path:
-    """The file of the weights, fetched if need be; WeightsError where published ones were altered since."""
-    path = weights.resolve(name)
-    if name in weights.KNOWN and weights.digest(path) != weights.KNOWN[name].sha256:
-        raise WeightsError(
-            f"{path} was altered: its sha256 is not that of {name}; remove it and run the same command again"
-        )
-    return path
+    return sha256, None if is_published else weights.resolve(name)

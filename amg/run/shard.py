@@ -21,6 +21,8 @@ from amg.values import Failure, Image, ImageRef, MaskSet, Receipt, Status
 Result = MaskSet | Failure
 Label = Callable[[Iterable[Image | Failure]], Iterator[Result]]
 """The model's part: one result for each image, in order; a `Failure` passes through."""
+OpenLabel = Callable[[str], Label]
+"""Loads the model on a device. For workers it is pickled: a module's function, or a `partial` of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +58,43 @@ def label_shard(
 
 
 def _images(lease: Lease, job: Job, begin: Callable[[ImageRef], object]) -> Iterator[Image | Failure]:
-    """Decoded ahead of the model; in isolation one by one, when the one before is done."""
-
     def read(ref: ImageRef) -> bytes | Failure:
         if lease.isolated:
             begin(ref)
+        return job.source.read(ref)
+
+    return decoded(lease.to_label, read, job.config, one_by_one=lease.isolated)
+
+
+def decoded(
+    refs: Iterable[ImageRef],
+    read: Callable[[ImageRef], bytes | Failure],
+    config: Config,
+    *,
+    one_by_one: bool = False,
+) -> Iterator[Image | Failure]:
+    """The images in the order of `refs`, as far ahead of the model as `config` allows, or when the one before is done.
+
+    `config` has limits of memory too. They turn an image into a failure, never into other masks, so they are not part
+    of the fingerprint.
+    """
+
+    def read_if_there_is_memory(ref: ImageRef) -> bytes | Failure:
         try:
-            return job.source.read(ref)
+            return read(ref)
         except MemoryError:
             return Failure(ref, Status.OUT_OF_MEMORY, "there was not enough memory to read the file")
 
-    # The memory limit turns an image into a failure, never into other masks: it is not part of the fingerprint.
-    fitting = job.config.memory.image_mb * 2**20 // 3
-    allowed = job.config.decode.max_pixels
+    fitting = config.memory.image_mb * 2**20 // 3
+    allowed = config.decode.max_pixels
     images = decode_ahead(
-        lease.to_label,
-        read,
-        threads=1 if lease.isolated else job.config.run.decode_threads,
-        ahead=0 if lease.isolated else job.config.run.decode_ahead,
-        ahead_bytes=job.config.memory.ahead_mb * 2**20,
+        refs,
+        read_if_there_is_memory,
+        threads=1 if one_by_one else config.run.decode_threads,
+        ahead=0 if one_by_one else config.run.decode_ahead,
+        ahead_bytes=config.memory.ahead_mb * 2**20,
         max_pixels=min(fitting, allowed),
-        value_range=job.config.decode.range,
+        value_range=config.decode.range,
     )
     return _blame_memory(images) if fitting < allowed else images
 
@@ -111,8 +129,9 @@ def commit(lease: Lease, results: Sequence[Result], job: Job) -> Receipt:
         "sam_amg.code_version": __version__,
         "sam_amg.created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    won = job.store.create_if_absent(shard.path, writer.to_bytes(table, footer))
-    return Receipt(shard.number, rows, masks, won, seconds)
+    content = writer.to_bytes(table, footer)
+    won = job.store.create_if_absent(shard.path, content)
+    return Receipt(shard.number, rows, masks, won, seconds, len(content))
 
 
 def total_seconds(results: Sequence[Result]) -> Mapping[str, float]:

@@ -28,7 +28,9 @@ from amg.values import Failure, ImageRef, Receipt
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded."""
+    """The model is loaded; `where` says on which machine, if that is news."""
+
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,9 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An image is done; a `MaskSet` comes without its runs, which nobody needs on the way."""
+    """Images are done; a `MaskSet` comes without its runs, which nobody needs on the way."""
 
-    result: Result
+    results: tuple[Result, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def work(pipe: Connection, job: Job, open_label: Callable[[str], Label], device:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
-        pipe.send(Broken(_sendable(error)))
+        pipe.send(Broken(sendable(error)))
 
 
 def _label(lease: Lease, pipe: Connection, job: Job, label: Label) -> None:
@@ -77,18 +79,18 @@ def _label(lease: Lease, pipe: Connection, job: Job, label: Label) -> None:
         pipe.send(Began(ref.row))
 
     def seen(result: Result) -> None:
-        pipe.send(Seen(_without_runs(result)))
+        pipe.send(Seen((without_runs(result),)))
 
     pipe.send(label_shard(lease, job, label, seen=seen, begin=begin))
 
 
-def _without_runs(result: Result) -> Result:
+def without_runs(result: Result) -> Result:
     if isinstance(result, Failure):
         return result
     return replace(result, runs_R=result.runs_R[:0], offsets_K1=np.zeros_like(result.offsets_K1))
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """With its traceback as a note, and as a plain text where its class cannot be pickled."""
     from pickle import PicklingError, dumps, loads
 

@@ -1,221 +1,126 @@
-"""The parent's side of a job in several processes: start workers, lease shards to them, replace those that die.
-
-Workers are spawned, not forked, and commit their shards themselves. What a death means is decided in `leases`.
-"""
+"""Workers that are processes of this machine: spawned, not forked; they commit their shards themselves."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from amg.errors import AmgError, StorageError, WorkerError
-from amg.run import attempts
-from amg.run.leases import Death, Lease, Leases
-from amg.run.plan import Shard
-from amg.run.shard import Job, Label
+from amg.config import Config
+from amg.run.leases import Lease
+from amg.run.pool import Ended, Worker
+from amg.run.shard import Job, OpenLabel
 from amg.run.signals import STOPPING, held
-from amg.run.tally import Tally
-from amg.run.worker import Began, Broken, Message, Ready, Seen, work
-from amg.values import MaskSet, Receipt, Status
-
-STARTS_IN_VAIN = 5
-"""Workers that end one after the other before they are ready; then no more are started."""
-COMMIT_SECONDS = 5.0
-"""What a job that is interrupted grants to a worker whose images are all labeled."""
-FAREWELL_SECONDS = 5.0
+from amg.run.worker import Message, work
 
 
-def label_in_workers(
-    todo: Iterable[Shard], job: Job, open_label: Callable[[str], Label], devices: Sequence[str], tally: Tally
-) -> None:
-    """Label the shards with one worker on each of `devices` (a name may come several times).
-
-    A shard whose worker dies is tried again; see `leases`. Raises what a worker raised, such as StorageError, at once;
-    WorkerError after all other shards are done, when some had to be given up, or when no worker gets ready.
-    """
-    leases = Leases(todo, history=attempts.read_attempts(job.store))
-    pool = _Pool(leases, job, open_label, tally)
-    try:
-        pool.run(devices)
-    finally:
-        pool.stop()
-    if leases.given_up:
-        raise WorkerError(_what_was_given_up(leases))
-
-
-class _Worker:
-    """One process and what it has in hand. `heard` is when it last said something, or was given something to do."""
-
-    def __init__(self, job: Job, open_label: Callable[[str], Label], device: str) -> None:
-        self.device = device
-        self.ready = False
-        self.overdue = False
-        self.lease: Lease | None = None
-        self.left = 0
-        self.in_hand: int | None = None
-        self.heard = time.monotonic()
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=work, args=(theirs, job, open_label, device), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    @property
-    def is_labeling(self) -> bool:
-        """Whether it has images in hand: not while it loads the model, and not while it commits."""
-        return self.lease is not None and self.left > 0
-
-    def give(self, lease: Lease) -> None:
-        self.lease, self.left, self.in_hand = lease, len(lease.shard.refs), None
-        self.heard = time.monotonic()
-        with suppress(OSError):  # it is dead, which the end of its pipe will say
-            self.pipe.send(lease)
-
-    def end(self, seconds: float) -> int:
-        """Wait for its end, then make it end; the exit code."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        self.pipe.close()
-        assert self.process.exitcode is not None
-        return self.process.exitcode
-
-
-class _Pool:
-    def __init__(self, leases: Leases, job: Job, open_label: Callable[[str], Label], tally: Tally) -> None:
-        self._leases, self._job, self._open_label, self._tally = leases, job, open_label, tally
-        self._image_seconds = job.config.run.image_timeout_s
-        self._in_vain = 0
-        self._workers: list[_Worker] = []
-
-    def run(self, devices: Sequence[str]) -> None:
-        """Until no shard is left and none is out."""
-        resource_tracker.ensure_running()  # now, because its start lets go of the signals that `held` holds
-        for device in devices:
-            self._start(device)
-        while not self._leases.is_over:
-            self._lease_to_idle()
-            for worker in self._heard():
-                if not self._listen(worker):
-                    self._bury(worker)
-            self._kill_overdue()
-        for worker in self._workers:
-            worker.pipe.close()
-        until = time.monotonic() + FAREWELL_SECONDS
-        for worker in self._workers:
-            worker.end(max(0.0, until - time.monotonic()))
-
-    def stop(self) -> None:
-        """End the workers; one that is only committing gets the time for it. Sweeps what is left behind."""
-        until = time.monotonic() + COMMIT_SECONDS
-        for worker in self._workers:
-            if worker.lease and not worker.is_labeling:
-                with suppress(EOFError, OSError, AmgError):
-                    while worker.lease and worker.pipe.poll(max(0.0, until - time.monotonic())):
-                        self._hear(worker, worker.pipe.recv())
-        for worker in self._workers:
-            worker.end(0.0)
-        self._workers.clear()
-        with suppress(StorageError):  # what stopped the job is the better message
-            self._job.store.sweep()
-
-    def _start(self, device: str) -> None:
-        with held():  # a worker is born and known, or not born; it takes no Ctrl-C before it ignores them
-            self._workers.append(_Worker(self._job, self._open_label, device))
-
-    def _lease_to_idle(self) -> None:
-        for worker in self._workers:
-            if worker.ready and worker.lease is None and (lease := self._next()):
-                worker.give(lease)
-
-    def _next(self) -> Lease | None:
-        """The next shard that no other run has made meanwhile."""
-        while lease := self._leases.take():
-            if not self._job.store.exists(lease.shard.path):
-                return lease
-            self._leases.finished(lease.shard)
-            self._tally.elsewhere(lease.shard)
+def process_crew(devices: Sequence[str], config: Config) -> Callable[[Job, OpenLabel], ProcessCrew] | None:
+    """Processes where there are several workers, or one that must be killed when it takes too long; else none."""
+    if len(devices) == 1 and config.run.image_timeout_s is None:
         return None
+    return partial(ProcessCrew, devices)
 
-    def _heard(self) -> list[_Worker]:
-        """Those that have said something or ended, or none when a deadline comes first."""
-        if self._leases.is_over:
-            return []
-        ends: list[Connection | int] = [end for w in self._workers for end in (w.pipe, w.process.sentinel)]
-        since = [worker.heard for worker in self._workers if worker.is_labeling]
-        timeout = None
-        if self._image_seconds and since:
-            timeout = max(0.0, min(since) + self._image_seconds - time.monotonic()) + 0.01
-        heard = connection.wait(ends, timeout)
-        return [w for w in self._workers if w.pipe in heard or w.process.sentinel in heard]
 
-    def _listen(self, worker: _Worker) -> bool:
-        """Hear all it has said; False when it has ended."""
-        alive = worker.process.is_alive()  # asked first: what it said before it ended is in the pipe by then
+class ProcessCrew:
+    """One worker on each of `devices`; a name may come several times."""
+
+    leases_ahead = 0
+    forgives = False
+
+    def __init__(self, devices: Sequence[str], job: Job, open_label: OpenLabel) -> None:
+        self._job, self._open_label = job, open_label
+        self._devices = list(devices)
+        self._pipes: dict[Worker, Connection] = {}
+        self._processes: dict[Worker, BaseProcess] = {}
+        resource_tracker.ensure_running()  # now, because its start lets go of the signals that `held` holds
+
+    def room(self) -> int:
+        return len(self._devices)
+
+    def hire(self, wanted: int) -> list[Worker]:
+        free = list(self._devices)
+        for worker in self._processes:
+            free.remove(worker.where)
+        return [self._start(device) for device in free[:wanted]]
+
+    def waits_for(self) -> str:
+        return "the model to be loaded"
+
+    def _start(self, device: str) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        worker = Worker(device)
+        pipe, theirs = context.Pipe()
+        arguments = (theirs, self._job, self._open_label, device)
+        with held():  # a worker is born and known, or not born; it takes no Ctrl-C before it ignores them
+            process = context.Process(target=work, args=arguments, daemon=True)
+            process.start()
+            self._pipes[worker], self._processes[worker] = pipe, process
+        theirs.close()
+        return worker
+
+    def give(self, worker: Worker, lease: Lease) -> None:
+        with suppress(OSError):  # it is dead, which the end of its pipe will say
+            self._pipes[worker].send(lease)
+
+    def may_work(self, worker: Worker) -> bool:
+        return True
+
+    def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message | Ended]]:
+        ends: list[Connection | int] = []
+        for worker in workers:
+            ends += [self._pipes[worker], self._processes[worker].sentinel]
+        heard = set(connection.wait(ends, seconds))
+        said: list[tuple[Worker, Message | Ended]] = []
+        for worker in workers:
+            if self._pipes[worker] in heard or self._processes[worker].sentinel in heard:
+                said += [(worker, message) for message in self._hear(worker)]
+        return said
+
+    def _hear(self, worker: Worker) -> list[Message | Ended]:
+        """All it has said, and at last its end."""
+        pipe = self._pipes[worker]
+        alive = self._processes[worker].is_alive()  # asked first: what it said before it ended is in the pipe by then
+        said: list[Message | Ended] = []
         try:
-            while worker.pipe.poll():
-                self._hear(worker, worker.pipe.recv())
+            while pipe.poll():
+                said.append(pipe.recv())
         except (EOFError, OSError):
-            return False
-        return alive
+            alive = False
+        return said if alive else [*said, _ended(self._forget(worker, 1.0))]
 
-    def _hear(self, worker: _Worker, message: Message) -> None:
-        worker.heard = time.monotonic()
-        lease = worker.lease
-        match message:
-            case Ready():
-                worker.ready, self._in_vain = True, 0
-            case Broken(error):
-                raise error
-            case Began(row):
-                worker.in_hand = row
-            case Seen(result):
-                assert lease is not None
-                worker.left -= 1
-                worker.in_hand = None
-                if lease.isolated and isinstance(result, MaskSet):
-                    self._leases.got_through(lease.shard, result.ref.row)
-                self._tally.image(lease.shard, result)
-            case Receipt():
-                assert lease is not None
-                worker.lease = None
-                self._leases.finished(lease.shard)
-                self._tally.shard(message)
+    def kill(self, worker: Worker) -> None:
+        self._processes[worker].kill()
 
-    def _kill_overdue(self) -> None:
-        for worker in self._workers:
-            silent = time.monotonic() - worker.heard
-            if self._image_seconds and worker.is_labeling and silent > self._image_seconds:
-                worker.overdue = True
-                worker.process.kill()
+    def dismiss(self, workers: Sequence[Worker], seconds: float) -> None:
+        for worker in workers:
+            if worker in self._pipes and seconds:
+                self._pipes[worker].close()
+        until = time.monotonic() + seconds
+        for worker in [worker for worker in workers if worker in self._processes]:
+            self._forget(worker, max(0.0, until - time.monotonic()))
 
-    def _bury(self, worker: _Worker) -> None:
-        """Learn from a death, and start another worker in its place where there is work for it."""
-        self._workers.remove(worker)
-        exit_code = worker.end(1.0)
-        death = Death(Status.CRASH, f"by {_how(exit_code)}")
-        if worker.overdue:
-            death = Death(Status.TIMEOUT, f"because it took more than {self._image_seconds:g} s (run.image_timeout_s)")
-        if worker.lease:
-            blamed = None if -exit_code in STOPPING else worker.in_hand  # somebody stopped it, no image did
-            history = self._leases.died(worker.lease, death, blamed)
-            attempts.record(self._job.store, worker.lease.shard.number, history)
-        elif not worker.ready:
-            self._in_vain += 1
-            if self._in_vain >= STARTS_IN_VAIN:
-                raise WorkerError(
-                    f"{self._in_vain} workers in a row ended before they were ready, the last {death.reason}; fewer of "
-                    "them (run.workers) need less memory, and one alone on one device shows what is wrong"
-                )
-        if self._leases.has_more:
-            self._start(worker.device)
+    def _forget(self, worker: Worker, seconds: float) -> int:
+        """Wait for its end, then make it end; the exit code."""
+        process = self._processes.pop(worker)
+        process.join(seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        self._pipes.pop(worker).close()
+        assert process.exitcode is not None
+        return process.exitcode
+
+
+def _ended(exit_code: int) -> Ended:
+    if -exit_code in STOPPING:  # somebody stopped it, no image did
+        return Ended(f"by {_how(exit_code)}", "interrupted", blames=False)
+    return Ended(f"by {_how(exit_code)}")
 
 
 def _how(exit_code: int) -> str:
@@ -226,15 +131,3 @@ def _how(exit_code: int) -> str:
         memory = ", which the system also sends when memory runs out" if name == "SIGKILL" else ""
         return f"signal {-exit_code} ({name}{memory})"
     return f"signal {-exit_code}"
-
-
-def _what_was_given_up(leases: Leases) -> str:
-    lines = [
-        f"  shard {number} ({shard.refs[0].key} to {shard.refs[-1].key}): {reason}"
-        for number, (shard, reason) in sorted(leases.given_up.items())
-    ]
-    count = f"{len(lines)} shard{'s' if len(lines) > 1 else ''}"
-    return (
-        f"{count} could not be finished, all others are done; run the same command again to try once more, with fewer "
-        "workers (run.workers) if memory ran out:\n" + "\n".join(lines)
-    )

@@ -1,0 +1,180 @@
+"""Jobs on Ray, started here on loopback, with the stand-in for the network; and one with the real model.
+
+Actors import this checkout from the working directory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import PIL.Image
+import psutil
+import pytest
+
+from amg.config import Config, load_config
+from amg.errors import ConfigError, StorageError
+from amg.run.local import run_local as run_locally
+from amg.run.on_ray import pick_device
+from amg.run.on_ray import run_on_ray as run_really_on_ray
+from amg.run.progress import Silent, Summary
+from amg.run.ray_crew import Reserved, reserve
+from amg.values import Failure, MaskSet
+from tests.chaos import standin
+from tests.chaos.killer import rows
+from tests.chaos.standin import make_photos, run_local, run_on_ray
+from tests.local_ray import local_ray
+from tests.test_workers import Heard, by_status
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with local_ray(tmp_path_factory.mktemp("ray")):
+        yield
+
+
+def config(**settings: object) -> Config:
+    named = {"run.workers": 2, "run.threads": 1, "shards.images_per_shard": 4}
+    return load_config(overrides=named | {name.replace("__", "."): value for name, value in settings.items()})
+
+
+def job(photos: Path, out: Path, observer: Silent | None = None, **settings: object) -> Summary:
+    return run_on_ray([str(photos)], str(out), config(**settings), observer=observer or Silent())
+
+
+def actors() -> list[psutil.Process]:
+    """The processes of this test's workers, wherever they are."""
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::RayWorker" in " ".join(p.info["cmdline"] or ())]
+
+
+@pytest.mark.usefixtures("cluster")
+class TestOnOneMachine:
+    def test_rows_and_what_is_told_are_those_of_one_process(self, tmp_path: Path) -> None:
+        photos = make_photos(tmp_path / "photos", 20)
+        here, there = Heard(), Heard()
+        settings = config(run__workers=1)
+        one = run_local([str(photos)], str(tmp_path / "one"), settings, observer=here)
+        two = job(photos, tmp_path / "two", there)
+        assert rows(tmp_path / "two") == rows(tmp_path / "one")
+        assert (two.rows, two.masks, two.shards_written) == (one.rows, one.masks, one.shards_written)
+        assert sorted(there.keys) == sorted(here.keys)
+        assert there.masks == here.masks
+        assert job(photos, tmp_path / "two").shards_written == 0
+
+    def test_poison_and_only_poison_is_marked(self, tmp_path: Path) -> None:
+        poison = ["0003-segv-in-model", "0006-killed", "0007-eats-memory-in-read"]
+        photos = make_photos(tmp_path / "photos", 10, names=poison)
+        out = tmp_path / "out"
+        job(photos, out)
+        found = by_status(out)
+        assert found["crash"] == ["0003-segv-in-model", "0006-killed"]
+        assert found["out_of_memory"] == ["0007-eats-memory-in-read"]
+        assert len(found["ok"]) == 9
+        reasons = {row["key"]: row["error"] for row in rows(out) if row["status"] == "crash"}
+        assert "2 times in a row, the last time without a word, as by a crash" in reasons["0006-killed.png"]
+
+    def test_an_image_that_hangs_gets_a_row_timeout(self, tmp_path: Path) -> None:
+        photos = make_photos(tmp_path / "photos", 3, names=["0001-hang"])
+        job(photos, tmp_path / "out", run__image_timeout_s=1.5)
+        assert by_status(tmp_path / "out") == {"ok": ["0000", "0001", "0002"], "timeout": ["0001-hang"]}
+
+    def test_a_worker_that_is_stopped_for_long_loses_its_shard_and_may_come_back(self, tmp_path: Path) -> None:
+        class Stopper(Heard):
+            def image(self, result: MaskSet | Failure, shard: int) -> None:
+                super().image(result, shard)
+                if len(self.keys) == 5:
+                    self.stopped = actors()[0]
+                    self.stopped.suspend()
+
+        photos = make_photos(tmp_path / "photos", 30)
+        stopper = Stopper()
+        job(photos, tmp_path / "out", stopper, run__image_timeout_s=2.0)
+        with suppress(psutil.NoSuchProcess):
+            stopper.stopped.resume()
+        run_local([str(photos)], str(tmp_path / "calm"), config(run__workers=1), observer=Silent())
+        assert rows(tmp_path / "out") == rows(tmp_path / "calm")
+
+    def test_workers_killed_at_random_cost_no_row(self, tmp_path: Path) -> None:
+        class Killer(Heard):
+            kills = 0
+
+            def image(self, result: MaskSet | Failure, shard: int) -> None:
+                super().image(result, shard)
+                if len(self.keys) % 12 == 0 and (there := actors()):
+                    rng.choice(there).kill()
+                    self.kills += 1
+
+        rng = random.Random(1)
+        photos = make_photos(tmp_path / "photos", 50)
+        killer = Killer()
+        job(photos, tmp_path / "out", killer)
+        run_local([str(photos)], str(tmp_path / "calm"), config(run__workers=1), observer=Silent())
+        assert rows(tmp_path / "out") == rows(tmp_path / "calm")
+        assert killer.kills >= 3
+
+    def test_an_error_of_all_workers_ends_the_job(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(standin, "stand_in", lambda: standin.breaks)
+        photos = make_photos(tmp_path / "photos", 3)
+        with pytest.raises(StorageError, match="no room on cpu"):
+            job(photos, tmp_path / "out")
+
+    def test_no_actor_outlives_its_job(self, tmp_path: Path) -> None:
+        class Fails(Heard):
+            def image(self, result: MaskSet | Failure, shard: int) -> None:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            job(make_photos(tmp_path / "photos", 30), tmp_path / "out", Fails())
+        _, alive = psutil.wait_procs(actors(), timeout=10)
+        assert alive == []
+        assert list((tmp_path / "out" / "_tmp").iterdir()) == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_real_masks_on_ray_are_those_of_local_workers(tmp_path: Path) -> None:
+    """Twelve small pictures cut from the sample photos, real weights, one thread a worker on both sides."""
+    photos = cuttings(tmp_path / "photos")
+    settings = {"run.threads": 1, "generate.points_per_side": 4, "run.workers": 2, "shards.images_per_shard": 2}
+    assert run_locally([str(photos)], str(tmp_path / "local"), load_config(overrides=settings), observer=Silent()).masks
+    on_ray = load_config(overrides=settings | {"run.runner": "ray"})
+    summary = run_really_on_ray([str(photos)], str(tmp_path / "ray"), on_ray, observer=Silent())
+    assert summary.labeled == 12
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+
+
+def cuttings(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("astronaut", "coffee", "rocket", "studio"):
+        with PIL.Image.open(Path(__file__).parent / "photos" / f"{name}.jpg") as photo:
+            for n in range(3):
+                left = n * photo.width // 4
+                photo.crop((left, 0, left + photo.width // 3, photo.height // 2)).save(folder / f"{name}-{n}.png")
+    return folder
+
+
+def test_what_a_worker_reserves_follows_from_its_device() -> None:
+    assert reserve(config(), "cpu") == Reserved(0.0, 1.0)
+    assert reserve(config(run__threads=3), "cpu") == Reserved(0.0, 3.0)
+    assert reserve(config(), "cuda") == Reserved(1.0, 1.0)
+    assert reserve(config(run__gpus_per_worker=0.25, run__cpus_per_worker=2), "cuda") == Reserved(0.25, 2.0)
+    with pytest.raises(ConfigError, match=r"run\.gpus_per_worker is 0 and run\.device is cuda"):
+        reserve(config(run__gpus_per_worker=0), "cuda")
+    with pytest.raises(ConfigError, match="a worker on cpu needs none"):
+        reserve(config(run__gpus_per_worker=1), "cpu")
+
+
+def test_room_is_what_the_scarcer_resource_allows() -> None:
+    assert Reserved(0.5, 2.0).fit({"GPU": 2.0, "CPU": 16.0}) == 4
+    assert Reserved(0.5, 8.0).fit({"GPU": 2.0, "CPU": 16.0}) == 2
+    assert Reserved(1.0, 1.0).fit({"CPU": 16.0}) == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_device_is_the_clusters_unless_it_is_said() -> None:
+    assert pick_device(config().run) == "cpu"
+    assert pick_device(config(run__gpus_per_worker=1).run) == "cuda"
+    assert pick_device(config(run__device="cuda").run) == "cuda"
+    with pytest.raises(ConfigError, match="Ray chooses which one"):
+        pick_device(config(run__device="cuda:1").run)
