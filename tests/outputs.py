@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +18,12 @@ import pyarrow.parquet as pq
 from amg import rle
 from amg.config import Config, flatten, load_config, masks_depend_on
 from amg.geometry import Size, plan_crops
+from amg.run import generations
 from amg.run import plan as planning
+from amg.run.generations import Generation
+from amg.run.growth import grow
 from amg.run.plan import Plan
+from amg.run.status import planned
 from amg.shards import schema, writer
 from amg.storage.url import open_store
 from amg.values import Failure, Funnel, ImageRef, MaskSet, Status
@@ -73,15 +77,41 @@ def make_output(
     store = open_store(folder, create=True)
     plan = planning.create_plan(store, masks_depend_on(config, weights_digest=DIGEST, schema=schema.SCHEMA_VERSION))
     refs = [ImageRef(row, key, f"/photos/{key}", None, 10, "tag") for row, key in enumerate(keys)]
-    plan = planning.grow(store, plan, refs, [], images_per_shard=images_per_shard)
+    plan = grow(store, plan, refs, [], images_per_shard=images_per_shard)
     for shard in plan.shards():
         if shards is None or shard.number in shards:
             store.create_if_absent(shard.path, shard_bytes(shard, plan, config))
     return plan
 
 
-def shard_bytes(shard: planning.Shard, plan: Plan, config: Config) -> bytes:
-    results = [result(ref) for ref in shard.refs]
+def retry_output(
+    folder: Path,
+    statuses: Sequence[str],
+    *,
+    images_per_shard: int = 1,
+    shards: range | None = None,
+    become: Callable[[ImageRef], MaskSet | Failure] = lambda ref: mask_set(ref, 4),
+) -> Generation:
+    """Plans a retry and writes its shards (all, or those of a range) with what its images become."""
+    store = open_store(folder)
+    plan, wanted = planned(store), generations.failures_named(statuses)
+    todo = generations.look(store, plan, wanted)
+    generation = generations.begin(store, plan, wanted, todo, images_per_shard=images_per_shard)
+    assert generation is not None, f"no image is {statuses}"
+    for shard in generation.plan.shards():
+        if shards is None or shard.number in shards:
+            generation.store.create_if_absent(shard.path, shard_bytes(shard, plan, load_config(), become=become))
+    return generation
+
+
+def shard_bytes(
+    shard: planning.Shard,
+    plan: Plan,
+    config: Config,
+    *,
+    become: Callable[[ImageRef], MaskSet | Failure] = result,
+) -> bytes:
+    results = [become(ref) for ref in shard.refs]
     rows = Counter(str(r.status) if isinstance(r, Failure) else "ok" for r in results)
     masks = sum(len(r) for r in results if isinstance(r, MaskSet))
     footer = {

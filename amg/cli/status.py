@@ -39,6 +39,8 @@ def _lines(state: JobStatus) -> Iterator[str]:
     labeled = state.rows.get("ok", 0)
     yield f"  {'masks':<13} {state.masks}" + (f", {state.masks / labeled:.1f} an image" if labeled else "")
     yield f"  {'shards':<13} {state.shards_done} of {state.shards_planned}"
+    for retry in state.retries:
+        yield f"  {f'retry g{retry.generation}':<13} {', '.join(retry.statuses)}: {retry.done} of {retry.images} images"
     if state.images_per_second is not None:
         yield f"  {'rate':<13} {state.images_per_second:.3g} images/s{_left(state)}"
     if state.seconds_since_last_shard is not None:

@@ -26,8 +26,9 @@ def verify(folder: str, quiet: bool, as_json: bool) -> int:
     """Read a whole output and hold it against its plan: shards, footers, rows, and every mask.
 
     Every planned shard must be there, be of this plan, and hold its images once and in order. Every run-length string
-    must cover its image, and area, box and ids must be those of the mask. One line for each fault: where it is, what
-    came, what was wanted, what to do. A job that is not finished has missing shards.
+    must cover its image, and area, box and ids must be those of the mask. Retries are looked at in the same way. One
+    line for each fault: where it is, what came, what was wanted, what to do. A job that is not finished has missing
+    shards.
 
     Exit status: 0 no fault, 1 faults.
     """
@@ -47,5 +48,8 @@ def verify(folder: str, quiet: bool, as_json: bool) -> int:
         click.echo(json.dumps(document, indent=2))
     elif not quiet:
         said = "no fault" if not verified.findings else f"{verified.findings} findings"
-        click.echo(f"{folder}: {verified.shards} shards, {verified.rows} images, {verified.masks} masks: {said}")
+        retried = f", {verified.retried} retried" if verified.retried else ""
+        click.echo(
+            f"{folder}: {verified.shards} shards, {verified.rows} images{retried}, {verified.masks} masks: {said}"
+        )
     return 1 if verified.findings else 0

@@ -11,11 +11,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from amg.config import Config, flatten, nearest
-from amg.errors import ConfigError, FormatError, StorageError
+from amg.config import Config, flatten
+from amg.errors import FormatError, StorageError
+from amg.run.generations import Generation, failures_named, read_generations, touched_shards
+from amg.run.origin_note import read_note
 from amg.run.plan import PLAN_FILE, Plan, read_plan, shard_path
 from amg.sam.weights import KNOWN
 from amg.shards.footers import Footer, read_footers
+from amg.shards.overlay import read_overlay
 from amg.shards.reader import read_shards
 from amg.storage.store import Store
 from amg.storage.url import open_store
@@ -26,11 +29,21 @@ PAUSE = 10.0  # a gap between two shards so many times the usual one is a pause,
 
 
 @dataclass(frozen=True, slots=True)
+class RetryStatus:
+    """One generation of retries: the statuses it was for, its images, and how many of them have a new row."""
+
+    generation: int
+    statuses: tuple[str, ...]
+    images: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobStatus:
     """`rows` counts by status; `settings` are those that differ from the defaults.
 
-    `damaged` says which files do not count. `images_per_second` and `seconds_left` are None while there are too few
-    shards to tell.
+    An image that was retried counts with its newest row. `damaged` says which files do not count. `images_per_second`
+    and `seconds_left` come from the shards that were labeled here, and are None while these are too few to tell.
     """
 
     out: str
@@ -47,6 +60,7 @@ class JobStatus:
     images_per_second: float | None
     seconds_left: float | None
     seconds_since_last_shard: float | None
+    retries: tuple[RetryStatus, ...] = ()
 
     @property
     def left(self) -> int:
@@ -74,13 +88,16 @@ def job_status(folder: str, *, now: float | None = None) -> JobStatus:
     """
     store = open_store(folder)
     plan = planned(store)
-    sizes = {shard_path(number): count for number, count in _images_by_shard(plan).items()}
+    sizes = {shard_path(number): count for number, count in plan.images_by_shard().items()}
     entries = [entry for entry in store.list("data") if entry.path in sizes]
     footers, damaged = _sound(store, [entry.path for entry in entries])
     rows, masks = _counts(footers)
+    rows, masks = _newest(store, plan, [footer.path for footer in footers], rows, masks, damaged)
     modified = {entry.path: entry.modified for entry in entries}
     done = sum(rows.values())
-    rate = images_per_second([(modified[footer.path], footer.n_rows) for footer in footers])
+    note = read_note(store)
+    labeled = [footer for footer in footers if note is None or footer.path not in note.made]
+    rate = images_per_second([(modified[footer.path], footer.n_rows) for footer in labeled])
     since = (time.time() if now is None else now) - max(modified.values()) if modified else None
     return JobStatus(
         out=folder,
@@ -97,6 +114,7 @@ def job_status(folder: str, *, now: float | None = None) -> JobStatus:
         images_per_second=rate,
         seconds_left=(plan.n_images - done) / rate if rate else None,
         seconds_since_last_shard=since,
+        retries=tuple(_retry_status(each) for each in read_generations(store, plan)),
     )
 
 
@@ -112,10 +130,7 @@ def planned(store: Store) -> Plan:
 
 def failed_images(folder: str, statuses: Collection[str] = ()) -> Iterator[Lost]:
     """The images that have no masks, in plan order, all or those of these statuses; reads small columns only."""
-    known = [str(status) for status in Status if status is not Status.OK]
-    for name in statuses:
-        if name not in known:
-            raise ConfigError(f"there is no failure {name!r}{nearest(name, known)}; statuses: {', '.join(known)}")
+    statuses = failures_named(statuses)
     store = open_store(folder)
     if not any(True for _ in store.list("data")) and read_plan(store) is not None:
         return  # planned, and no shard is finished yet
@@ -152,10 +167,6 @@ def images_per_second(finished: Sequence[tuple[float, int]]) -> float | None:
     return sum(images for _, images in worked) / seconds if seconds > 0 else None
 
 
-def _images_by_shard(plan: Plan) -> dict[int, int]:
-    return {each["values"]: each["counts"] for each in plan.manifest.column("shard").value_counts().to_pylist()}
-
-
 def _sound(store: Store, paths: Sequence[str]) -> tuple[list[Footer], list[str]]:
     """The footers that can be counted, and what is wrong with the others."""
     footers, damaged = [], []
@@ -168,6 +179,23 @@ def _sound(store: Store, paths: Sequence[str]) -> tuple[list[Footer], list[str]]
         except FormatError as error:
             damaged.append(str(error))
     return footers, damaged
+
+
+def _newest(
+    store: Store, plan: Plan, paths: Sequence[str], rows: dict[str, int], masks: int, damaged: list[str]
+) -> tuple[dict[str, int], int]:
+    """The counts of these shards when retries are laid over them; only shards that they touch are read."""
+    overlay = read_overlay(store, damaged=lambda error: damaged.append(str(error)))
+    if not len(overlay):
+        return rows, masks
+    touched = {shard_path(number) for number in touched_shards(plan, overlay.image_id_N)}
+    change, more = overlay.changes([path for path in paths if path in touched])
+    return {str(s): n for s in Status if (n := rows.get(s, 0) + change[s])}, masks + more
+
+
+def _retry_status(generation: Generation) -> RetryStatus:
+    images = generation.plan.n_images
+    return RetryStatus(generation.number, generation.statuses, images, images - generation.left.n_images)
 
 
 def _counts(footers: Sequence[Footer]) -> tuple[dict[str, int], int]:

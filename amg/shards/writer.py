@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,23 +33,28 @@ def to_table(
 
 
 def to_bytes(table: pa.Table, footer: Mapping[str, str]) -> bytes:
-    """The Parquet file of a shard; the same table and footer give the same bytes.
+    """The Parquet file of a shard; the same table and footer give the same bytes. `footer` as in `encode`."""
+    return encode(table.to_batches(), table.schema, footer)
+
+
+def encode(batches: Iterable[pa.RecordBatch], columns: pa.Schema, footer: Mapping[str, str]) -> bytes:
+    """The same of rows that come one after the other: beside the file, a row group of them is in memory.
 
     `footer` has keys of `schema.FOOTER_KEYS`; the schema version and the features for `datasets` are added here.
     """
     unknown = set(footer) - set(schema.FOOTER_KEYS)
     assert not unknown, f"footer keys that the format does not know: {sorted(unknown)}"
     metadata = {
-        schema.HUGGINGFACE_KEY: schema.huggingface_features(table.schema),
+        schema.HUGGINGFACE_KEY: schema.huggingface_features(columns),
         **footer,
         schema.VERSION_KEY: str(schema.SCHEMA_VERSION),
     }
-    table = table.replace_schema_metadata(metadata)
-    scalars = [each.name for each in table.schema if not pa.types.is_nested(each.type)]
+    columns = columns.with_metadata(metadata)
+    scalars = [each.name for each in columns if not pa.types.is_nested(each.type)]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
-        table.schema,
+        columns,
         compression="zstd",
         compression_level=3,
         use_dictionary=["status"],  # pyright: ignore[reportArgumentType]  pyarrow's annotation knows only bool
@@ -57,10 +62,31 @@ def to_bytes(table: pa.Table, footer: Mapping[str, str]) -> bytes:
         write_page_index=True,
         write_page_checksum=True,
     ) as writer:
-        for start in range(0, table.num_rows, ROWS_PER_GROUP):
-            for group in _halves(table.slice(start, ROWS_PER_GROUP)):
+        for table in _groups(batches, columns):
+            for group in _halves(table):
                 writer.write_table(group, row_group_size=group.num_rows)
     return sink.getvalue().to_pybytes()
+
+
+def _groups(batches: Iterable[pa.RecordBatch], columns: pa.Schema) -> Iterator[pa.Table]:
+    """The rows in tables of 100, or less as soon as they have the bytes of a row group."""
+    waiting: list[pa.RecordBatch] = []
+    rows = size_bytes = 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, ROWS_PER_GROUP - rows)
+            batch = batch.slice(part.num_rows)
+            waiting.append(part)
+            rows, size_bytes = rows + part.num_rows, size_bytes + part.nbytes
+            if rows == ROWS_PER_GROUP or size_bytes >= BYTES_PER_GROUP:
+                yield _table(waiting, columns)
+                waiting, rows, size_bytes = [], 0, 0
+    if waiting:
+        yield _table(waiting, columns)
+
+
+def _table(parts: Sequence[pa.RecordBatch], columns: pa.Schema) -> pa.Table:
+    return pa.Table.from_batches([part.replace_schema_metadata(columns.metadata) for part in parts], columns)
 
 
 def _halves(table: pa.Table) -> Iterator[pa.Table]:
