@@ -31,12 +31,15 @@ class Entry:
 
 COMMANDS: Mapping[str, Entry] = {
     "run": Entry("amg.cli.run", "run", "Label images: photos in, masks in Parquet out."),
+    "submit": Entry("amg.cli.submit", "submit", "Run a job on a Ray cluster, and follow it."),
     "status": Entry("amg.cli.status", "status", "How far a job is, from its output alone."),
     "failures": Entry("amg.cli.failures", "failures", "List the images without masks, and why."),
     "show": Entry("amg.cli.show", "show", "Draw masks over their images, on one HTML page."),
     "predict": Entry("amg.cli.predict", "predict", "Ask for masks of one image by points and boxes."),
     "export": Entry("amg.cli.export", "export", "Write the annotations as SA-1B or COCO JSON."),
     "verify": Entry("amg.cli.verify", "verify", "Hold an output against its plan, mask by mask."),
+    "retry": Entry("amg.cli.retry", "retry", "Label images that failed once more."),
+    "compact": Entry("amg.cli.compact", "compact", "Write an output anew: larger files, newest rows."),
     "weights": Entry("amg.cli.weights", "weights", "List, fetch and verify checkpoints."),
     "config": Entry("amg.cli.config", "config", "Print the settings of a job, or all there are."),
     "completion": Entry("amg.cli.completion", "completion", "Print the script by which a shell completes."),
