@@ -2,7 +2,7 @@
 # make test    set up, run the tests
 # make check   what CI runs: format, lint, types, import contracts, tests
 # make wheel   build the wheel, install it in an empty environment, label a photo with it
-# make chaos   kill a job at 100 random moments, then compare its rows with an undisturbed run's
+# make chaos   kill jobs at 300 random moments, here and on Ray, then compare their rows with undisturbed runs'
 # make parity  the masks against the reference generator's: all goldens, or live on PHOTOS=DIR
 # make docs    docs/cli.md and docs/config.md from the code
 # make bench   speed, memory and masks against the reference and against transformers; ARGS='--rows memory'
@@ -32,6 +32,7 @@ wheel: .venv/.tests
 
 chaos: .venv/.tests
 	$(BIN)/python -m tests.chaos --kills 100
+	$(BIN)/python -m tests.chaos --ray --kills 200 --images 3000
 
 check: lint test wheel
 

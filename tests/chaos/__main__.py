@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.chaos.killer import chaos, finish, rows, start
-from tests.chaos.standin import make_photos
+from tests.chaos.killer import Row, chaos, finish, rows, start
+from tests.chaos.on_ray import ChaosOnRay, chaos_on_ray, cluster_of_raylets
+from tests.chaos.standin import POISON, make_photos
+from tests.object_store import serving
 
 
 def main() -> int:
@@ -19,18 +23,32 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--images", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray", action="store_true", help="on a cluster of raylets, to a folder and an object store")
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        photos = make_photos(folder / "photos", arguments.images)
-        status, said = finish(start(photos, folder / "calm"))
+        photos = make_photos(folder / "photos", arguments.images, names=POISON if arguments.ray else ())
+        settings = ("--workers", "2", "--set", "run.image_timeout_s=4") if arguments.ray else ()
+        status, said = finish(start(photos, folder / "calm", *settings), timeout=1200)
         assert status == 0, said
         calm = rows(folder / "calm")
-        seen = chaos(folder, photos, calm, kills=arguments.kills, seed=arguments.seed)
+        if arguments.ray:
+            seen = on_ray(folder, photos, calm, kills=arguments.kills, seed=arguments.seed)
+        else:
+            seen = chaos(folder, photos, calm, kills=arguments.kills, seed=arguments.seed)
     result = asdict(seen) | {"images": len(calm), "seconds": round(time.monotonic() - began, 1)}
     print(json.dumps(result))
-    return 1 if seen.wrong or seen.orphans or seen.deaf else 0
+    return 1 if any(result.get(name) for name in ("wrong", "orphans", "deaf")) else 0
+
+
+def on_ray(folder: Path, photos: Path, calm: Sequence[Row], *, kills: int, seed: int) -> ChaosOnRay:
+    """Every other output lies in an object store where one request in twenty goes wrong."""
+    with serving() as remote:
+        os.environ |= remote.env
+        remote.faults.at_random(0.05, seed=seed)
+        with cluster_of_raylets(folder) as cluster:
+            return chaos_on_ray([str(folder), remote.url], photos, calm, cluster, kills=kills, seed=seed)
 
 
 if __name__ == "__main__":

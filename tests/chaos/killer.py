@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from amg.storage.url import open_store
 KINDS = ("SIGINT", "SIGTERM", "SIGKILL", "SIGKILL group", "SIGKILL worker")
 SECONDS_TO_OBEY = 10.0
 ORPHAN_SECONDS = 5.0
+
+Row = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -39,20 +42,20 @@ class Chaos:
     slowest_obedience_s: float = 0.0
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
+def rows(out: Path | str) -> list[dict[str, Any]]:
     """All rows but their timings, in plan order."""
     return [{k: v for k, v in row.items() if k != "timings_ms"} for row in reader.read_shards(out)]
 
 
-def start(photos: Path, out: Path, *arguments: str, module: str = "tests.chaos.job") -> subprocess.Popen[str]:
+def start(photos: Path, out: Path | str, *arguments: str, module: str = "tests.chaos.job") -> subprocess.Popen[str]:
     """A job in a session of its own, so that its group and its orphans are known."""
     command = [sys.executable, "-m", module, "run", str(photos), "--out", str(out), *arguments]
     return subprocess.Popen(command, start_new_session=True, stdout=-3, stderr=subprocess.PIPE, text=True)
 
 
-def finish(job: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(job: subprocess.Popen[str], *, timeout: float = 120.0) -> tuple[int, str]:
     """Its exit status and what it said."""
-    _, said = job.communicate(timeout=120)
+    _, said = job.communicate(timeout=timeout)
     return job.returncode, said
 
 
@@ -93,23 +96,35 @@ def strike(job: subprocess.Popen[str], kind: str) -> bool:
         return False
 
 
-def faults(out: Path, undisturbed: Sequence[dict[str, Any]]) -> list[str]:
+def faults(
+    out: Path | str,
+    undisturbed: Sequence[Row],
+    comparable: Callable[[Row], Row] = lambda row: row,
+) -> list[str]:
     """What is not as an undisturbed run leaves it, after a run that ended well."""
     store = open_store(out)
     plan = read_plan(store)
     assert plan is not None
     found = []
-    if rows(out) != list(undisturbed):
-        found.append("rows differ from the undisturbed run's")
+    here, there = ([comparable(row) for row in some] for some in (rows(out), undisturbed))
+    if here != there:
+        found.append(f"rows differ from the undisturbed run's: {_differences(here, there)}")
     if sorted(finished_shards(store)) != list(range(plan.n_shards)):
         found.append("shards and plan differ")
     found += [f"left over: {entry.path}" for entry in store.list("_tmp")]
-    for file in (out / "data").iterdir():
+    for entry in store.list("data"):
         try:
-            pq.read_table(file)
+            pq.read_table(io.BytesIO(store.read(entry.path)))
         except Exception as error:
-            found.append(f"{file.name} is not whole: {error}")
+            found.append(f"{entry.path} is not whole: {error}")
     return found
+
+
+def _differences(here: Sequence[Row], there: Sequence[Row]) -> str:
+    """How many rows there are, and what the first few that differ say of themselves."""
+    pairs = [(one, two) for one, two in zip(here, there, strict=False) if one != two]
+    said = [{name: (one[name], two[name]) for name in one if one[name] != two.get(name)} for one, two in pairs[:3]]
+    return f"{len(here)} rows, wanted {len(there)}; {len(pairs)} differ, such as {said}"
 
 
 def chaos(

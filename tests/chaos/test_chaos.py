@@ -1,4 +1,4 @@
-"""The short form of `python -m tests.chaos`, and one kill of a job with the real model."""
+"""The short forms of `python -m tests.chaos`, here and on Ray, and one kill of a job with the real model."""
 
 import subprocess
 import time
@@ -7,7 +7,9 @@ from pathlib import Path
 import PIL.Image
 
 from tests.chaos.killer import chaos, faults, finish, orphans, rows, start, strike
-from tests.chaos.standin import make_photos
+from tests.chaos.on_ray import chaos_on_ray, cluster_of_raylets
+from tests.chaos.standin import POISON, make_photos
+from tests.object_store import ObjectStore
 
 PHOTOS = Path(__file__).parent.parent / "photos"
 SECONDS_TO_FIRST_SHARD = 300.0
@@ -19,6 +21,19 @@ def test_a_dozen_kills_lose_no_row_and_leave_nothing_behind(tmp_path: Path) -> N
     seen = chaos(tmp_path, photos, rows(tmp_path / "calm"), kills=12, seed=3)
     assert (seen.wrong, seen.orphans, seen.deaf) == ([], [], [])
     assert sum(seen.kills.values()) == 12
+
+
+def test_a_dozen_kills_on_ray_lose_no_row_and_blame_no_innocent(tmp_path: Path, object_store: ObjectStore) -> None:
+    """Workers, drivers, raylets; to a folder and, when that is done, to an object store that fails now and then."""
+    photos = make_photos(tmp_path / "photos", 40, names=POISON[:3])
+    assert finish(start(photos, tmp_path / "calm", "--workers", "2"))[0] == 0
+    calm = rows(tmp_path / "calm")
+    object_store.faults.at_random(0.05)
+    with cluster_of_raylets(tmp_path) as cluster:
+        seen = chaos_on_ray([str(tmp_path), object_store.url], photos, calm, cluster, kills=12, seed=1)
+    assert seen.wrong == []
+    assert sum(seen.kills.values()) == 12
+    assert [row["status"] for row in calm].count("crash") == 3
 
 
 def small_photos(folder: Path) -> Path:
