@@ -16,7 +16,8 @@ import pytest
 
 from amg.errors import FormatError
 from amg.run import plan as planning
-from amg.run.listing import tabulate
+from amg.run.growth import grow
+from amg.run.listing import batches
 from amg.run.plan import Plan
 from amg.run.preview import Preview, drift, preview
 from amg.sources.inputs import open_source
@@ -49,7 +50,7 @@ def grown(store: LocalStore, *inputs: Path, images_per_shard: int = 2) -> Plan:
     skipped: list[Skipped] = []
     plan = planning.read_plan(store) or planning.create_plan(store, SETTINGS)
     refs = open_source(*inputs).refs(skipped=skipped.append)
-    return planning.grow(store, plan, refs, skipped, images_per_shard=images_per_shard)
+    return grow(store, plan, refs, skipped, images_per_shard=images_per_shard)
 
 
 def seen(store: LocalStore, *inputs: Path, finished: tuple[int, ...] = ()) -> Preview:
@@ -129,10 +130,10 @@ def test_another_writer_of_the_same_plan_is_met_halfway(photos, store, monkeypat
 def test_a_plan_that_was_read_before_another_job_added_to_it_grows_from_what_is_there(photos, store):
     stale = planning.create_plan(store, SETTINGS)
     first = grown(store, photos / "c")
-    plan = planning.grow(store, stale, open_source(photos).refs(), [], images_per_shard=2)
+    plan = grow(store, stale, open_source(photos).refs(), [], images_per_shard=2)
     assert keys(first) == ["a.jpg", "z.jpg"]
     assert keys(plan) == ["a.jpg", "z.jpg", "photos/a.jpg", "b.jpg"]
-    assert planning.grow(store, stale, open_source(photos).refs(), [], images_per_shard=2).n_images == 4
+    assert grow(store, stale, open_source(photos).refs(), [], images_per_shard=2).n_images == 4
     stored = planning.read_plan(store)
     assert stored is not None
     assert stored.manifest.equals(plan.manifest)
@@ -212,11 +213,11 @@ def test_a_listed_image_that_vanished_is_gone_and_one_that_came_back_has_changed
 
 def test_examples_are_few(store):
     refs = [ImageRef(n, f"{n}.jpg", f"/{n}.jpg", size_bytes=1, tag="1") for n in range(10)]
-    plan = planning.grow(store, planning.create_plan(store, SETTINGS), refs, [], images_per_shard=5)
+    plan = grow(store, planning.create_plan(store, SETTINGS), refs, [], images_per_shard=5)
     found = drift(plan, refs[:1])
     assert (found.gone, found.gone_first) == (9, ("1.jpg", "2.jpg", "3.jpg"))
     assert "(1.jpg, 2.jpg, 3.jpg, ...)" in found.lines()[0]
-    assert drift(plan, tabulate(refs)).lines() == []
+    assert drift(plan, batches(refs)).lines() == []
 
 
 def test_a_preview_says_in_numbers_what_a_run_would_do(photos, store):
@@ -224,7 +225,7 @@ def test_a_preview_says_in_numbers_what_a_run_would_do(photos, store):
         found=4,
         planned=0,
         new=4,
-        drift=drift(Plan(SETTINGS, planning.MANIFEST_SCHEMA.empty_table()), []),
+        drift=drift(Plan(SETTINGS), []),
         skipped={"not an image: a .txt file": 1, "not an image: a .md file": 1},
         shards=2,
         images=4,

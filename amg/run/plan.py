@@ -1,31 +1,33 @@
 """What a job will do, written down before it does it: the plan never changes, it only grows.
 
 `_plan/plan.json`                what the masks depend on, and the fingerprint of it
-`_plan/manifest-NNNNN.parquet`   the images of one listing: row, key, uri, member, size, tag, extra, shard
-`_plan/skipped-NNNNN.parquet`    what the same listing left out, and why
+`_plan/manifest-NNNNN.parquet`   the images: row, key, uri, member, size, tag, extra, shard; half a million a file
+`_plan/skipped-NNNNN.parquet`    what the listing that began with this manifest left out, and why
+`_plan/listed-DIGEST.json`       an input of which everything is in the plan, so that it need not be read again
 
-All of them are created if absent. A later run on more files adds a manifest; shards never span two of them. A plan of
-millions of images is held as columns; references are made shard by shard.
+All of them are created if absent. A later run on more files adds manifests; shards never span two of them. Of a plan
+only the shape is in memory, a few numbers a shard; references are made shard by shard, from a row group at a time.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from amg.config import fingerprint
 from amg.errors import FormatError, OutputRefused
-from amg.run.listing import LISTING_SCHEMA, free_keys, match, tabulate
-from amg.sources.source import Skipped
+from amg.run.layout import Layout
+from amg.run.rows import RowFile, Rows, encode, not_rows, row_file
+from amg.sources.source import LISTING_SCHEMA
 from amg.storage.store import Store
 from amg.values import ImageRef
 
@@ -34,17 +36,25 @@ PLAN_FILE = "_plan/plan.json"
 ROW = pa.field("row", pa.int64(), nullable=False)
 SHARD = pa.field("shard", pa.int64(), nullable=False)
 MANIFEST_SCHEMA = pa.schema([ROW, *LISTING_SCHEMA, SHARD])
-SKIPPED_SCHEMA = pa.schema(
-    [pa.field("path", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)]
-)
+MOVED_SCHEMA = pa.schema([pa.field("place", pa.int64(), nullable=False), LISTING_SCHEMA.field("uri")])
+
+FIRST_SHARD = "sam_amg.first_shard"
+IMAGES_PER_SHARD = "sam_amg.images_per_shard"
+"""In the footer of a manifest: its shards, without a look at its rows. Older manifests have no such notes."""
+
+_REF = ["row", *LISTING_SCHEMA.names]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """`number` names the file `data/part-NNNNNN.parquet`; `refs` are its images, in plan order."""
+    """`number` names the file `data/part-NNNNNN.parquet`; `refs` are its images, in plan order.
+
+    `isolated`: a worker died of one of them before, so that they are tried one by one from the start.
+    """
 
     number: int
     refs: tuple[ImageRef, ...]
+    isolated: bool = False
 
     @property
     def path(self) -> str:
@@ -56,53 +66,130 @@ def shard_path(number: int) -> str:
     return f"data/part-{number:06d}.parquet"
 
 
+def _no_rows() -> Rows:
+    return Rows(MANIFEST_SCHEMA)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """What one reading of `_plan` saw, or that and the manifest added to it.
+    """What one reading of `_plan` saw, or that and the manifests added to it.
 
-    `manifest` has the columns of MANIFEST_SCHEMA, in row order, from `n_manifests` files; `depends_on` is what the
-    fingerprint is made of.
+    `rows` has the columns of MANIFEST_SCHEMA, in order; a row's number there is its place, and `layout` says which
+    places make which shard. `depends_on` is what the fingerprint is made of. `isolated` are numbers of shards, see
+    `Shard`. `moved`, of MOVED_SCHEMA and sorted, has the paths of images that lie elsewhere than planned.
     """
 
     depends_on: Mapping[str, Any]
-    manifest: pa.Table
-    n_manifests: int = 0
+    rows: Rows = field(default_factory=_no_rows)
+    layout: Layout = field(default_factory=lambda: Layout.joined([]))
+    isolated: frozenset[int] = frozenset()
+    moved: pa.Table | None = None  # not an empty table: to make one, pyarrow imports pandas
+
+    @classmethod
+    def of_table(
+        cls, depends_on: Mapping[str, Any], table: pa.Table, *, isolated: frozenset[int] = frozenset()
+    ) -> Plan:
+        """A plan that lies in no store: `table` has the columns of MANIFEST_SCHEMA, sorted by shard."""
+        table = table.select(MANIFEST_SCHEMA.names)
+        rows = Rows(MANIFEST_SCHEMA, [row_file("a plan in memory", encode(table, rows_per_group=1 << 16))])
+        return cls(depends_on, rows, Layout.of_numbers(np.asarray(table["shard"])), isolated)
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.depends_on)
 
     @property
+    def n_manifests(self) -> int:
+        return len(self.rows.files)
+
+    @property
     def n_images(self) -> int:
-        return self.manifest.num_rows
+        return int((self.layout.stop_S - self.layout.start_S).sum())
 
     @property
     def n_shards(self) -> int:
-        """How many shards `manifest` has."""
-        return int(np.count_nonzero(np.diff(self._shard_numbers()))) + 1 if self.n_images else 0
+        return len(self.layout)
+
+    @property
+    def manifest(self) -> pa.Table:
+        """All rows at once, in memory: for plans of which it is known that they are small."""
+        return pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *self.tables()])
+
+    def images_by_shard(self) -> dict[int, int]:
+        """How many images each shard has, in order of the shards."""
+        sizes = self.layout.stop_S - self.layout.start_S
+        return dict(zip(self.layout.number_S.tolist(), sizes.tolist(), strict=True))
+
+    def shards_of(self, places: NDArray[np.int64]) -> list[int]:
+        """The shards that have these rows, each once, in order."""
+        found = np.searchsorted(self.layout.stop_S, np.unique(places), side="right")
+        return self.layout.number_S[np.unique(found)].tolist()
+
+    def tables(self, columns: Sequence[str] = MANIFEST_SCHEMA.names) -> Iterator[pa.Table]:
+        """The rows in order, a row group or less at a time; `uri` where they lie now."""
+        for start, stop in self.layout.spans():
+            for table in self.rows.tables(columns, start, stop):
+                yield self._where_it_lies(table, start)
+                start += table.num_rows
 
     def shards(self) -> Iterator[Shard]:
-        """Every shard, in order."""
-        numbers = self._shard_numbers()
-        bounds = [*np.flatnonzero(np.diff(numbers, prepend=-1)), len(numbers)]
-        for start, end in pairwise(bounds):
-            part = self.manifest.slice(start, end - start).select(["row", *LISTING_SCHEMA.names])
-            columns = (column.to_pylist() for column in part.columns)
-            yield Shard(int(numbers[start]), tuple(ImageRef(*row) for row in zip(*columns, strict=True)))
+        """Every shard, in order; a row group is in memory."""
+        near, first = MANIFEST_SCHEMA.empty_table().select(_REF), 0
+        layout = self.layout
+        for number, start, stop in zip(layout.number_S, layout.start_S, layout.stop_S, strict=True):
+            if not first <= start < stop <= first + near.num_rows:
+                near, first = self._near(int(start), int(stop)), int(start)
+            columns = (column.to_pylist() for column in near.slice(start - first, stop - start).columns)
+            refs = tuple(ImageRef(*row) for row in zip(*columns, strict=True))
+            yield Shard(int(number), refs, int(number) in self.isolated)
 
     def without(self, finished: Collection[int]) -> Plan:
         """What is left to do: the plan without the rows of those shards."""
-        left = ~np.isin(self._shard_numbers(), list(finished))
-        return replace(self, manifest=self.manifest.filter(pa.array(left)))
+        left = ~np.isin(self.layout.number_S, np.fromiter(finished, np.int64, len(finished)))
+        return replace(self, layout=self.layout.select(left))
 
-    def _shard_numbers(self) -> NDArray[np.int64]:
-        return np.asarray(self.manifest["shard"])
+    def _near(self, start: int, stop: int) -> pa.Table:
+        """The rows of a shard and what else is in the row group of the last of them."""
+        parts, place = [], start
+        for part in self.rows.tables(_REF, start):
+            parts.append(self._where_it_lies(part, place))
+            place += part.num_rows
+            if place >= stop:
+                break
+        return pa.concat_tables(parts).combine_chunks()
+
+    def _where_it_lies(self, table: pa.Table, start: int) -> pa.Table:
+        """The rows from the place `start` on, with the paths of those that were moved."""
+        if self.moved is None or "uri" not in table.schema.names:
+            return table
+        first, end = np.searchsorted(np.asarray(self.moved["place"]), [start, start + table.num_rows])
+        there = self.moved.slice(first, end - first)
+        mask = np.zeros(table.num_rows, bool)
+        mask[np.asarray(there["place"]) - start] = True
+        asked = [table["uri"].combine_chunks(), pa.array(mask), there["uri"].combine_chunks()]
+        replaced = pc.call_function("replace_with_mask", asked)
+        n = table.schema.get_field_index("uri")
+        return table.set_column(n, table.schema.field(n), replaced)
 
 
 def read_plan(store: Store) -> Plan | None:
-    """The plan of an output folder, or None when there is none yet."""
+    """The plan of an output folder, or None when there is none yet; reads the footers of its manifests."""
     if not store.exists(PLAN_FILE):
         return None
+    plan = Plan(_depends_on(store))
+    there = {path for path in _names(store, "_plan") if path.startswith("_plan/manifest-")}
+    wanted = [manifest_path(number) for number in range(len(there))]
+    if there != set(wanted):
+        raise FormatError(
+            f"{store.url} has {len(there)} manifests, and {min(set(wanted) - there)} is not among them; "
+            "bring it back from a copy, or use another --out"
+        )
+    for path in wanted:
+        plan = with_manifest(plan, _manifest(store, path))
+    return plan
+
+
+def _depends_on(store: Store) -> Mapping[str, Any]:
     try:
         content = json.loads(store.read(PLAN_FILE))
         version, depends_on, said = content["version"], content["depends_on"], content["fingerprint"]
@@ -120,30 +207,44 @@ def read_plan(store: Store) -> Plan | None:
             f"{store.url}/{PLAN_FILE} was edited: its fingerprint is {said[:12]}, "
             f"its settings give {fingerprint(depends_on)[:12]}"
         )
-    there = {path for path in _names(store, "_plan") if path.startswith("_plan/manifest-")}
-    wanted = [_manifest_path(number) for number in range(len(there))]
-    if there != set(wanted):
-        raise FormatError(
-            f"{store.url} has {len(there)} manifests, and {min(set(wanted) - there)} is not among them; "
-            "bring it back from a copy, or use another --out"
-        )
-    tables = [_read_manifest(store, path) for path in wanted]
-    return Plan(depends_on, pa.concat_tables(tables) if tables else MANIFEST_SCHEMA.empty_table(), len(tables))
+    return depends_on
 
 
-def _manifest_path(number: int) -> str:
+def manifest_path(number: int) -> str:
     return f"_plan/manifest-{number:05d}.parquet"
 
 
-def _read_manifest(store: Store, path: str) -> pa.Table:
+def _manifest(store: Store, path: str) -> RowFile:
+    name = f"{store.url}/{path}"
     try:
-        # Not pq.read_table: that imports pyarrow's dataset module and with it pandas, a second or two
-        with pq.ParquetFile(io.BytesIO(store.read(path))) as file:
-            return file.read(use_threads=False).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA)
-    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-        raise FormatError(
-            f"{store.url}/{path} is not a manifest of a plan ({error}); bring it back from a copy, or use another --out"
-        ) from error
+        with store.open(path) as file:
+            metadata = pq.read_metadata(file)
+    except (pa.ArrowException, OSError) as error:
+        raise not_rows(name, error) from error
+    missing = set(MANIFEST_SCHEMA.names) - set(metadata.schema.to_arrow_schema().names)
+    if missing:
+        raise not_rows(name, f"it has no column {min(missing)}")
+    return RowFile(name, partial(store.open, path), metadata)
+
+
+def with_manifest(plan: Plan, file: RowFile) -> Plan:
+    """The plan and the rows of another manifest."""
+    first = len(plan.rows)
+    rows = Rows(MANIFEST_SCHEMA, [*plan.rows.files, file])
+    return replace(plan, rows=rows, layout=Layout.joined([plan.layout, _layout(file, first)]))
+
+
+def _layout(file: RowFile, first_place: int) -> Layout:
+    notes = file.metadata.metadata or {}
+    if FIRST_SHARD.encode() in notes and IMAGES_PER_SHARD.encode() in notes:
+        return Layout.even(
+            file.metadata.num_rows,
+            first_shard=int(notes[FIRST_SHARD.encode()]),
+            images_per_shard=int(notes[IMAGES_PER_SHARD.encode()]),
+            first_place=first_place,
+        )
+    numbers = [np.asarray(table["shard"]) for table in Rows(MANIFEST_SCHEMA, [file]).tables(["shard"])]
+    return Layout.of_numbers(np.concatenate([np.empty(0, np.int64), *numbers]), first_place)
 
 
 def create_plan(store: Store, depends_on: Mapping[str, Any]) -> Plan:
@@ -167,59 +268,6 @@ def refuse_other_settings(plan: Plan, depends_on: Mapping[str, Any], url: str) -
         )
 
 
-def grow(
-    store: Store,
-    plan: Plan,
-    refs: Iterable[ImageRef] | pa.Table,
-    skipped: Sequence[Skipped],
-    *,
-    images_per_shard: int,
-) -> Plan:
-    """The plan with the images of a new listing that it did not have; those it has stay as they are.
-
-    `refs` may be a stream, and `skipped` what is filled while it is read. Images that were moved keep their rows; the
-    plan that is returned, not the stored one, has the paths where they lie now.
-    """
-    return _grow(store, plan, tabulate(refs), skipped, images_per_shard)
-
-
-def _grow(store: Store, plan: Plan, listing: pa.Table, skipped: Sequence[Skipped], images_per_shard: int) -> Plan:
-    places = match(listing, plan.manifest)
-    there = _moved(plan, listing, places)
-    fresh = listing.filter(pa.array(places < 0))
-    if not fresh.num_rows:
-        return there
-    fresh = free_keys(fresh, plan.manifest, listing)
-    first_row, first_shard = plan.n_images, plan.manifest["shard"][-1].as_py() + 1 if plan.n_images else 0
-    numbers = np.arange(fresh.num_rows)
-    table = pa.Table.from_arrays(
-        [pa.array(first_row + numbers), *fresh.columns, pa.array(first_shard + numbers // images_per_shard)],
-        schema=MANIFEST_SCHEMA,
-    )
-    part = plan.n_manifests  # not how many there are now: what another job has added since must be read first
-    left_out = pa.table([[s.path for s in skipped], [s.reason for s in skipped]], schema=SKIPPED_SCHEMA)
-    store.create_if_absent(f"_plan/skipped-{part:05d}.parquet", _parquet(left_out))  # first: no later run would add it
-    if not store.create_if_absent(_manifest_path(part), _parquet(table)):
-        again = read_plan(store)
-        assert again is not None
-        return _grow(store, again, listing, skipped, images_per_shard)
-    return replace(there, manifest=pa.concat_tables([there.manifest, table]), n_manifests=part + 1)
-
-
-def _moved(plan: Plan, listing: pa.Table, places: NDArray[np.int64]) -> Plan:
-    """The plan with the paths of the listing for the images that it lists."""
-    known = np.flatnonzero(places >= 0)
-    here = listing["uri"].take(pa.array(known))
-    if here.equals(plan.manifest["uri"].take(pa.array(places[known]))):
-        return plan
-    uris = plan.manifest["uri"].to_pylist()
-    for place, uri in zip(places[known], here.to_pylist(), strict=True):
-        uris[place] = uri
-    column = MANIFEST_SCHEMA.get_field_index("uri")
-    field = MANIFEST_SCHEMA.field(column)
-    return replace(plan, manifest=plan.manifest.set_column(column, field, pa.array(uris, field.type)))
-
-
 def finished_shards(store: Store) -> set[int]:
     """The numbers of the shards whose file exists: done means that, and nothing else."""
     names = (path.removeprefix("data/part-").removesuffix(".parquet") for path in _names(store, "data"))
@@ -233,9 +281,3 @@ def images_per_shard(seconds_per_image: float, *, target_seconds: float = 120.0,
 
 def _names(store: Store, folder: str) -> list[str]:
     return [entry.path for entry in store.list(folder)]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
