@@ -40,9 +40,18 @@ class FakeJob:
         self.error: BaseException | None = None
 
     def run_local(
-        self, inputs: Sequence[str], out: str, config: Config, *, limit: int | None = None, observer: Observer
+        self,
+        inputs: Sequence[str],
+        out: str,
+        config: Config,
+        *,
+        limit: int | None = None,
+        overwrite: bool = False,
+        observer: Observer,
     ) -> Summary:
-        self.calls.append({"inputs": tuple(inputs), "out": out, "config": config, "limit": limit})
+        self.calls.append(
+            {"inputs": tuple(inputs), "out": out, "config": config, "limit": limit, "overwrite": overwrite}
+        )
         if self.error is not None:
             raise self.error
         observer.start(2, 0)
@@ -108,7 +117,7 @@ def test_every_command_has_help(command: Command, capsys: pytest.CaptureFixture[
     assert f"Usage: sam-amg {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["run", "show", "config"])
+@pytest.mark.parametrize("name", ["run", "submit", "show", "config"])
 def test_help_has_examples_that_name_real_options(
     command: Command, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -15,9 +15,9 @@ PACKAGE = Path(amg.__file__).parent
 TORCH_FREE = [
     "amg", "amg.config", "amg.decode", "amg.errors", "amg.geometry", "amg.rle", "amg.storage.url", "amg.values",
     "amg.cli.main", "amg.export.formats", "amg.review.view", "amg.run.logs", "amg.run.plan", "amg.run.progress",
-    "amg.run.job", "amg.run.leases",
+    "amg.run.compact", "amg.run.generations", "amg.run.job", "amg.run.leases",
     "amg.run.listing", "amg.run.local", "amg.run.machine", "amg.run.workers",
-    "amg.run.preview", "amg.sources.manifest",
+    "amg.run.growth", "amg.run.preview", "amg.run.retry", "amg.run.survey", "amg.sources.manifest",
     "amg.run.status", "amg.run.verify", "amg.sam.weights", "amg.shards.reader", "amg.shards.writer",
     "amg.sources.files", "amg.sources.inputs",
 ]  # fmt: skip

@@ -68,7 +68,7 @@ def test_every_command_has_examples_that_can_be_parsed(name: str, command: click
     assert used <= options | {"--help"}
 
 
-@pytest.mark.parametrize("name", ["status", "failures", "verify", "export", "show", "run"])
+@pytest.mark.parametrize("name", ["status", "failures", "verify", "export", "show", "run", "retry", "compact"])
 def test_json_and_quiet_mean_the_same_everywhere(name: str) -> None:
     command = dict(commands())[name]
     options = {text: parameter for parameter in command.params for text in parameter.opts}
