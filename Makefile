@@ -6,13 +6,14 @@
 # make parity  the masks against the reference generator's: all goldens, or live on PHOTOS=DIR
 # make docs    docs/cli.md and docs/config.md from the code
 # make bench   speed, memory and masks against the reference and against transformers; ARGS='--rows memory'
-#              bench-library: the model alone; bench-photos: 20 free photos; bench-tables: the pages' tables
+#              bench-library: the model alone; bench-photos: 20 free photos; bench-tables: the pages' tables;
+#              bench-scale: plans of millions; bench-ray: what Ray costs
 
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 
-.PHONY: demo docs test test-all wheel chaos check lint format parity bench bench-library bench-photos bench-tables \
+.PHONY: demo docs test test-all wheel chaos check lint format parity bench bench-library bench-photos bench-scale bench-ray bench-tables \
   constraints clean
 
 demo: .venv/.runs
@@ -65,6 +66,12 @@ bench-library: .venv/.tests
 
 bench-photos: .venv/.tests
 	$(BIN)/python -m tests.bench.photos "$(or $(PHOTOS),.cache/photos)"
+
+bench-scale: .venv/.tests
+	$(BIN)/python -m tests.bench.scale $(ARGS)
+
+bench-ray: .venv/.tests
+	$(BIN)/python -m tests.bench.on_ray $(ARGS)
 
 bench-tables: .venv/.tests
 	$(BIN)/python -m tests.bench.tables

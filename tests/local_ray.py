@@ -41,6 +41,7 @@ def local_ray(folder: Path, *, num_cpus: int = 2, **system: Any) -> Iterator[Non
         import ray
 
         ray.init(
+            address="local",  # else it would join one that runs here already
             num_cpus=num_cpus,
             num_gpus=0,
             object_store_memory=100 * 2**20,
