@@ -13,8 +13,8 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 
-.PHONY: demo docs test test-all wheel chaos check lint format parity bench bench-library bench-photos bench-scale bench-ray bench-tables \
-  constraints clean
+.PHONY: demo docs test test-all wheel chaos check lint format parity bench bench-library bench-photos bench-scale \
+  bench-ray bench-tables constraints clean
 
 demo: .venv/.runs
 	$(BIN)/sam-amg run tests/photos --out demo --config configs/mobile-cpu.yaml
