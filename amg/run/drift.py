@@ -52,9 +52,9 @@ class DriftCount:
     def meet(self, rows: NDArray[np.int64], here: pa.Table, there: pa.Table) -> None:
         """Planned images and what is listed of them: tables with the columns COMPARED, a row for each of `rows`."""
         vanished = np.asarray(here["tag"].is_null()) & np.asarray(there["tag"].is_valid())
-        same = _same(here["size_bytes"], there["size_bytes"]) & _same(here["tag"], there["tag"])
+        is_same = same(here["size_bytes"], there["size_bytes"]) & same(here["tag"], there["tag"])
         self._gone.add(rows[vanished])
-        self._changed.add(rows[~same & ~vanished])
+        self._changed.add(rows[~is_same & ~vanished])
 
     def move(self, rows: NDArray[np.int64]) -> None:
         """Planned images that lie elsewhere."""
@@ -87,6 +87,6 @@ def equal(here: pa.ChunkedArray, there: pa.ChunkedArray) -> NDArray[np.bool_]:
     return np.asarray(pc.call_function("equal", [here, there]).fill_null(False)).astype(bool)
 
 
-def _same(here: pa.ChunkedArray, there: pa.ChunkedArray) -> NDArray[np.bool_]:
+def same(here: pa.ChunkedArray, there: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Whether both are equal, or both unknown."""
     return equal(here, there) | (np.asarray(here.is_null()) & np.asarray(there.is_null())).astype(bool)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import tempfile
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -17,6 +23,7 @@ from numpy.typing import NDArray
 from amg.errors import FormatError
 
 CACHED_ROWS = 1 << 18
+SPOOLED_BYTES = 1 << 26
 _ENCODINGS = {
     "row": "DELTA_BINARY_PACKED",
     **dict.fromkeys(("key", "uri", "tag", "path"), "DELTA_BYTE_ARRAY"),  # most begin as the one before them
@@ -115,11 +122,35 @@ class Rows:
 
 
 class Spool(Rows):
-    """Rows that are kept in memory as the bytes of Parquet files, a few bytes each."""
+    """Rows put aside as the bytes of Parquet files: in memory, and from SPOOLED_BYTES on in a temporary file."""
 
-    def append(self, table: pa.Table | pa.RecordBatch) -> None:
-        table = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
-        self.add(row_file("rows in memory", encode(table.cast(self.schema), rows_per_group=table.num_rows)))
+    def __init__(self, schema: pa.Schema) -> None:
+        super().__init__(schema)
+        self._room = SPOOLED_BYTES
+        self._overflow: BinaryIO | None = None
+
+    def append(self, table: pa.Table) -> None:
+        content = encode(table.cast(self.schema), rows_per_group=table.num_rows)
+        file = row_file("rows put aside", content)
+        self._room -= len(content)
+        if self._room < 0:
+            with suppress(OSError):  # no room there either: then it stays in memory
+                file = replace(file, open=self._put_away(content))
+        self.add(file)
+
+    def _put_away(self, content: bytes) -> Callable[[], BinaryIO]:
+        """Write it behind what is in the temporary file, which has no name and ends with this process."""
+        if self._overflow is None:
+            self._overflow = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed with this spool
+            weakref.finalize(self, self._overflow.close)
+        start = self._overflow.seek(0, io.SEEK_END)
+        if self._overflow.write(content) < len(content):
+            raise OSError(errno.ENOSPC, "the temporary file could not be written")
+        return partial(_read_at, self._overflow, start, len(content))
+
+
+def _read_at(file: BinaryIO, start: int, size: int) -> BinaryIO:
+    return io.BytesIO(os.pread(file.fileno(), size, start))
 
 
 def row_file(name: str, content: bytes) -> RowFile:

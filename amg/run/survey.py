@@ -6,7 +6,7 @@ questions can be answered only then (was a folder moved, or copied?), and nothin
 
 The same image is what lies at the same path; its key may have changed with the inputs that were named. Where that
 fails: what has the same key, size and modification time, while nothing is listed any more where the plan saw it
-(a folder that was moved). Images in archives share a path; they are told apart by their keys.
+(a folder that was moved).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from amg.run.drift import COMPARED, Drift, DriftCount, equal
-from amg.run.hashes import Hashes, Index, Places, combine, has_twins, hash_strings
+from amg.run.hashes import Hashes, Index, Places, has_twins, hash_strings
+from amg.run.identity import WHICH, are_same, hash_images, index_images, only_chunk, repeated, whole_paths
 from amg.run.keys import free_keys
 from amg.run.listing import Listed, batches
 from amg.run.plan import MOVED_SCHEMA, Plan
@@ -33,8 +34,6 @@ PLACE = pa.field("place", pa.int64())
 MAY_BE_IT = pa.field("may_be_it", pa.bool_(), nullable=False)
 """Whether that one has the same size and modification time."""
 WAITING_SCHEMA = pa.schema([*LISTING_SCHEMA, PLACE, MAY_BE_IT])
-
-_WHICH = ["uri", "member", "key"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +80,7 @@ class Surveyor:
         self._n_planned = len(plan.rows)
         self._seen = np.zeros(self._n_planned, bool)
         self._waiting = Spool(WAITING_SCHEMA)
-        self._images = _index_of_images(plan)  # planned ones at their rows, then the new ones
+        self._images = index_images(plan)  # planned ones at their rows, then the new ones
         self._listed_keys: Index | None = None  # none while every key is the path of its image, which is its own
         self._drift = DriftCount()
         self._clashes = self._new_bytes = 0
@@ -94,7 +93,7 @@ class Surveyor:
         again = places >= self._n_planned
         planned = np.flatnonzero((places >= 0) & ~again)
         again[planned] = self._seen[places[planned]]
-        again |= _repeated(batch, images)
+        again |= repeated(batch, images)
         kept = np.flatnonzero(~again)[: None if limit is None else limit - self.found]
         if limit is not None and self.found + len(kept) == limit:
             again[kept[-1] :] = False
@@ -159,9 +158,7 @@ class Surveyor:
         ):
             if picked.any():
                 here = _pick(pa.Table.from_batches([batch]), asked[picked])
-                is_inside = here["member"].null_count < here.num_rows
-                there = rows.take(places[picked] - first, _WHICH if is_inside else _WHICH[:2])
-                same[picked] = _same_image(here, there)
+                same[picked] = are_same(here, rows.take(places[picked] - first, WHICH))
         return same
 
     def _with_distinct_keys(self, table: pa.Table) -> pa.Table:
@@ -171,11 +168,11 @@ class Surveyor:
                 return table
             self._listed_keys = self._index_listed_paths()
         listed = self._listed_keys
-        hashes = hash_strings(_only_chunk(table["key"]))
+        hashes = hash_strings(only_chunk(table["key"]))
         taken_N = listed.may_have(hashes)
         if taken_N.any() or has_twins(hashes):
-            keys, uris = table["key"].to_pylist(), table["uri"].to_pylist()
-            given = free_keys(keys, uris, taken_N, lambda some: listed.may_have(_hash_list(some)), set())
+            keys, paths = table["key"].to_pylist(), whole_paths(table)
+            given = free_keys(keys, paths, taken_N, lambda some: listed.may_have(_hash_list(some)), set())
             hashes = _hash_list(given)
             table = _with_keys(table, given)
         listed.add(hashes, 0)
@@ -185,10 +182,10 @@ class Surveyor:
         """Of all images that were listed so far."""
         index = Index(self.found)
         for table in self._waiting.tables(["uri"]):
-            index.add(hash_strings(_only_chunk(table["uri"])), 0)
+            index.add(hash_strings(only_chunk(table["uri"])), 0)
         first = 0
         for table in self._plan.rows.tables(["uri"]) if self._seen.any() else ():
-            index.add(hash_strings(_only_chunk(table["uri"]))[self._seen[first : first + table.num_rows]], 0)
+            index.add(hash_strings(only_chunk(table["uri"]))[self._seen[first : first + table.num_rows]], 0)
             first += table.num_rows
         return index
 
@@ -206,9 +203,9 @@ class Surveyor:
             hashes = _hash_list(some)
             return self._planned_keys.may_have(hashes) | listed.may_have(hashes)
 
-        keys, uris = table["key"].to_pylist(), table["uri"].take(pa.array(clashing)).to_pylist()
+        keys, paths = table["key"].to_pylist(), whole_paths(table.take(pa.array(clashing)))
         all_taken = np.ones(len(clashing), bool)
-        given = free_keys([keys[n] for n in clashing], uris, all_taken, taken, used)
+        given = free_keys([keys[n] for n in clashing], paths, all_taken, taken, used)
         for n, key in zip(clashing, given, strict=True):
             keys[n] = key
         return _with_keys(table, keys)
@@ -218,7 +215,7 @@ class Surveyor:
         may_be_it = np.zeros(new.num_rows, bool)
         if not self._n_planned:
             return np.full(new.num_rows, -1, np.int64), may_be_it
-        keys = _only_chunk(new["key"])
+        keys = only_chunk(new["key"])
 
         def is_same(asked: Places, places: Places) -> NDArray[np.bool_]:
             there = self._plan.rows.take(places, ["key"])["key"]
@@ -234,7 +231,7 @@ class Surveyor:
     def _planned_keys(self) -> Index:
         index, first = Index(self._n_planned), 0
         for table in self._plan.rows.tables(["key"]):
-            index.add(hash_strings(_only_chunk(table["key"])), first)
+            index.add(hash_strings(only_chunk(table["key"])), first)
             first += table.num_rows
         return index
 
@@ -253,48 +250,6 @@ class Surveyor:
         may_be_it = np.asarray(waiting["may_be_it"])
         place = np.asarray(waiting["place"].fill_null(0)).astype(np.int64)
         return may_be_it & ~self._seen[place]
-
-
-def hash_images(table: pa.Table | pa.RecordBatch) -> Hashes:
-    """What tells one image from another: its path, and of one in an archive its key as well."""
-    hashes = hash_strings(_only_chunk(table.column("uri")))
-    inside = np.flatnonzero(np.asarray(table.column("member").is_valid()))
-    if len(inside):
-        keys = _only_chunk(table.column("key")).take(pa.array(inside))
-        hashes[inside] = combine(hashes[inside], hash_strings(keys))
-    return hashes
-
-
-def _index_of_images(plan: Plan) -> Index:
-    index, first = Index(len(plan.rows)), 0
-    for table in plan.rows.tables(_WHICH):
-        index.add(hash_images(table), first)
-        first += table.num_rows
-    return index
-
-
-def _same_image(here: pa.Table, there: pa.Table) -> NDArray[np.bool_]:
-    inside_here, inside_there = (np.asarray(each["member"].is_valid()).astype(bool) for each in (here, there))
-    same = equal(here["uri"], there["uri"]) & (inside_here == inside_there)
-    return same & (~inside_here | equal(here["key"], there["key"])) if inside_here.any() else same
-
-
-def _repeated(batch: pa.RecordBatch, images: Hashes) -> NDArray[np.bool_]:
-    """Which rows are an image that stands further up in the same batch."""
-    again = np.zeros(len(images), bool)
-    if not has_twins(images):
-        return again
-    order = np.argsort(images, kind="stable")
-    twins = np.flatnonzero(images[order][1:] == images[order][:-1])
-    asked = np.unique(order[np.concatenate([twins, twins + 1])])
-    some = batch.take(pa.array(asked))
-    uris, members, keys = (some.column(name).to_pylist() for name in _WHICH)
-    met: set[tuple[str, str | None]] = set()
-    for n, uri, member, key in zip(asked, uris, members, keys, strict=True):
-        image = (uri, None if member is None else key)
-        again[n] = image in met
-        met.add(image)
-    return again
 
 
 def _only_addresses(table: pa.Table) -> bool:
@@ -320,7 +275,3 @@ def _sum(sizes: pa.ChunkedArray) -> int:
 
 def _hash_list(strings: Sequence[str]) -> Hashes:
     return hash_strings(pa.array(strings, pa.string()))
-
-
-def _only_chunk(column: pa.ChunkedArray | pa.Array) -> pa.StringArray:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,8 +68,12 @@ def in_text(file: BinaryIO, column: str | None, *, rows_at_once: int = ROWS_AT_O
             yield [Entry(number, text) for number, text in zip(numbers, texts, strict=True) if _names_a_path(text)]
 
 
+def _without_ends(lines: pa.Array) -> pa.Array:
+    return pc.call_function("replace_substring_regex", [lines], pc.ReplaceSubstringOptions(r"\r?\n?$", ""))
+
+
 def _lines(numbers: Sequence[int], lines: pa.Array) -> Block:
-    paths = pc.call_function("replace_substring_regex", [lines], pc.ReplaceSubstringOptions(r"\r?\n?$", ""))
+    paths = _without_ends(lines)
     odd = pc.call_function("match_substring_regex", [paths], pc.MatchSubstringOptions("^(?:#|$|[^!-~])"))
     asked = np.flatnonzero(np.asarray(odd))
     if len(asked):
@@ -90,34 +93,41 @@ def in_csv(file: BinaryIO, column: str | None, *, rows_at_once: int = ROWS_AT_ON
     delimiter = max(",;\t", key=header.count)
     (names,) = csv.reader([header], delimiter=delimiter, strict=True) if header.strip() else [[]]
     chosen = _path_column(names, column)
-    for numbers, rows in _csv_rows(file, delimiter, rows_at_once):
-        yield _csv_block(names, chosen, numbers, rows)
-
-
-def _csv_rows(file: BinaryIO, delimiter: str, rows_at_once: int) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
-    """The rows that are not empty, and their numbers; fast as long as no quote may make one row of several lines."""
     first = 2
     while lines := list(islice(file, rows_at_once)):
-        text = b"".join(lines)
-        if b'"' in text:
-            yield from _quoted_rows(chain(lines, file), first, delimiter, rows_at_once)
-            return
-        reader = csv.reader(
-            io.StringIO(text.decode("utf-8", "surrogateescape"), "\n"), delimiter=delimiter, strict=True
-        )
-        try:
-            rows = list(reader)
-        except csv.Error as error:
-            raise Broken(str(error), first - 1 + reader.line_num) from error
-        numbers = [number for number, fields in enumerate(rows, first) if fields]
-        if numbers:
-            yield numbers, [fields for fields in rows if fields]
+        is_quoted = any(b'"' in line for line in lines)  # then a row may have several lines, and end in another block
+        block = None if is_quoted else _split_csv(lines, first, names, chosen, delimiter)
+        if block is not None:
+            yield block
+        else:
+            for numbers, rows in _read_csv(chain(lines, file if is_quoted else ()), first, delimiter, rows_at_once):
+                yield _csv_block(names, chosen, numbers, rows)
         first += len(lines)
 
 
-def _quoted_rows(
+def _split_csv(lines: list[bytes], first: int, names: Sequence[str], chosen: str, delimiter: str) -> Block | None:
+    """Lines without quotes, each of which is a row; None where one needs a closer look."""
+    try:
+        texts = pa.array(lines, pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:  # a byte that is not UTF-8
+        return None
+    texts = _without_ends(texts)
+    odd = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions("\r|^$"))
+    fields = pc.call_function("split_pattern", [texts], pc.SplitPatternOptions(delimiter))
+    counts = np.asarray(pc.call_function("list_value_length", [fields]))
+    if pc.call_function("any", [odd]).as_py() or (counts != len(names)).any():
+        return None
+    flat, n = fields.flatten(), len(names)
+    columns = {name: flat.take(pa.array(np.arange(place, len(flat), n))) for place, name in enumerate(names)}
+    paths = columns.pop(chosen)
+    extras = as_json(pa.record_batch(columns)) if columns else pa.nulls(len(lines), pa.string())
+    return Block(range(first, first + len(lines)), paths, extras)
+
+
+def _read_csv(
     lines: Iterable[bytes], first: int, delimiter: str, rows_at_once: int
 ) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
+    """The rows that are not empty, and their numbers."""
     texts = (line.decode("utf-8", "surrogateescape") for line in lines)
     reader = csv.reader(texts, delimiter=delimiter, strict=True)
     numbered = ((first - 1 + reader.line_num, fields) for fields in reader if fields)
