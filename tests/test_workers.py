@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -266,6 +267,21 @@ def test_shards_that_another_run_made_meanwhile_are_not_made_again(tmp_path: Pat
 
     summary = job(photos, out, Rival(), run__workers=1)
     assert (summary.shards_written, summary.already_done, sum(summary.rows.values())) == (1, 8, 4)
+    assert rows(out) == rows(tmp_path / "theirs")
+
+
+def test_workers_leave_alone_what_another_run_has_made_since_the_plan_was_read(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 12)
+    job(photos, tmp_path / "theirs")
+    out = tmp_path / "out"
+
+    class Rival(Heard):
+        def start(self, total: int, done: int) -> None:
+            shutil.copytree(tmp_path / "theirs" / "data", out / "data")
+
+    rival = Rival()
+    summary = job(photos, out, rival)
+    assert (summary.shards_written, summary.already_done, summary.rows, rival.keys) == (0, 12, {}, [])
     assert rows(out) == rows(tmp_path / "theirs")
 
 

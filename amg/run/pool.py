@@ -21,7 +21,7 @@ from amg.run.patience import Patience
 from amg.run.plan import Plan
 from amg.run.shard import Job, Result
 from amg.run.tally import Tally
-from amg.run.worker import Began, Broken, Message, Ready, Seen
+from amg.run.worker import Began, Broken, Elsewhere, Message, Ready, Seen
 from amg.values import MaskSet, Receipt, Status
 
 ENDS_IN_VAIN = 5
@@ -193,26 +193,20 @@ class _Pool:
         self._tally.workers(ready=ready, starting=len(self._workers) - ready, lost=self._lost)
 
     def _lease_to_idle(self) -> None:
-        """Everybody gets one before anybody gets the next, and that only while there is plenty."""
+        """Everybody gets one before anybody gets the next, and that only while there is plenty.
+
+        Whether another run has made it meanwhile is for the worker to see: a store may take its time to answer.
+        """
         for already in range(1 + self._crew.leases_ahead):
             if already and self._leases.waiting <= len(self._workers):
                 return
             for worker in self._workers:
                 if worker.ready and not worker.ending and len(worker.leases) == already and self._crew.may_work(worker):
-                    if (lease := self._next(ahead=already > 0)) is None:
+                    if (lease := self._leases.take(fresh=already > 0)) is None:
                         return
                     self._tally.lease_wait(0.0 if already else time.monotonic() - worker.heard)
                     worker.took(lease)
                     self._crew.give(worker, lease)
-
-    def _next(self, *, ahead: bool) -> Lease | None:
-        """The next shard that no other run has made meanwhile; one to be tried in isolation does not wait."""
-        while lease := self._leases.take(fresh=ahead):
-            if not self._job.store.exists(lease.shard.path):
-                return lease
-            self._leases.finished(lease.shard)
-            self._tally.elsewhere(lease.shard)
-        return None
 
     def _seconds_to_wait(self) -> float:
         since = [worker.heard for worker in self._workers if worker.is_labeling]
@@ -234,6 +228,10 @@ class _Pool:
             case Seen(results):
                 self._patience.saw(len(results), worker.heard - before)
                 self._saw(worker, results)
+            case Elsewhere():
+                shard = worker.finished().shard
+                self._leases.finished(shard)
+                self._tally.elsewhere(shard)
             case Receipt():
                 self._broken = 0
                 self._leases.finished(worker.finished().shard)

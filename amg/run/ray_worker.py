@@ -17,7 +17,7 @@ from typing import Any
 from amg.run.leases import Lease
 from amg.run.metrics import WorkerMetrics
 from amg.run.shard import Job, Label, OpenLabel, Result, label_shard
-from amg.run.worker import Began, Broken, Message, Ready, Seen, sendable, without_runs
+from amg.run.worker import Began, Broken, Elsewhere, Message, Ready, Seen, sendable, without_runs
 from amg.values import Failure, Image, ImageRef, Receipt
 
 SECONDS_BETWEEN_MESSAGES = 0.5
@@ -62,6 +62,9 @@ class RayWorker:
             telling.seen(without_runs(result))
 
         try:
+            if self._job.store.exists(lease.shard.path):
+                telling.end(Elsewhere())
+                return
             receipt = label_shard(lease, self._job, watched, seen=seen, begin=telling.begin)
             metrics.shard(receipt)
             _record_memory(metrics, self._device)
@@ -95,7 +98,7 @@ class _Telling:
         if self._isolated or time.monotonic() - self._told >= SECONDS_BETWEEN_MESSAGES:
             self._tell()
 
-    def end(self, message: Receipt | Broken) -> None:
+    def end(self, message: Receipt | Elsewhere | Broken) -> None:
         self._tell()
         self._queue.put(message)
         self._queue.put(None)

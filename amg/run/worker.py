@@ -48,13 +48,18 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The shard that was leased is there already: another run has made it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """The job cannot go on: the error that the parent raises in the worker's place."""
 
     error: BaseException
 
 
-Message = Ready | Began | Seen | Receipt | Broken
+Message = Ready | Began | Seen | Receipt | Elsewhere | Broken
 
 
 def work(pipe: Connection, job: Job, open_label: Callable[[str], Label], device: str) -> None:
@@ -75,6 +80,10 @@ def work(pipe: Connection, job: Job, open_label: Callable[[str], Label], device:
 
 
 def _label(lease: Lease, pipe: Connection, job: Job, label: Label) -> None:
+    if job.store.exists(lease.shard.path):
+        pipe.send(Elsewhere())
+        return
+
     def begin(ref: ImageRef) -> None:
         pipe.send(Began(ref.row))
 
