@@ -38,3 +38,6 @@ class MemoryStore:
 
     def sweep(self) -> int:
         return 0
+
+    def remove_folder(self, folder: str) -> None:
+        self.files = {path: data for path, data in self.files.items() if not path.startswith(f"{folder}/")}

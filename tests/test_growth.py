@@ -20,11 +20,11 @@ import pytest
 from amg.run import growth
 from amg.run.growth import digest_of, grow, is_listed, remember_listed
 from amg.run.layout import Layout
-from amg.run.listing import SkippedLog
+from amg.run.listing import SkippedLog, list_source
 from amg.run.plan import FIRST_SHARD, MANIFEST_SCHEMA, Plan, create_plan, read_plan
 from amg.run.survey import survey
 from amg.sources.inputs import open_source
-from amg.sources.source import LISTING_SCHEMA, Skipped
+from amg.sources.source import LISTING_SCHEMA, Skipped, ignore
 from amg.storage.local import LocalStore
 from amg.storage.store import Store
 from amg.values import ImageRef
@@ -198,7 +198,7 @@ def test_a_list_of_addresses_that_has_not_changed_is_not_read_again(tmp_path):
     store = MemoryStore()
     source = open_source(file)
     assert not is_listed(store, Plan(SETTINGS), digest_of(source))
-    seen = survey(Plan(SETTINGS), source.columns())
+    seen = survey(Plan(SETTINGS), list_source(source, ignore))
     plan = grow(store, create_plan(store, SETTINGS), seen, SkippedLog(), images_per_shard=2)
     remember_listed(store, plan, seen, digest_of(source))
     assert is_listed(store, plan, digest_of(open_source(file)))
@@ -215,7 +215,7 @@ def test_a_list_of_files_is_looked_at_anew(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "list.txt").write_text("a.jpg\ns3://bucket/b.jpg\n")
     store, source = MemoryStore(), open_source(tmp_path / "list.txt")
-    seen = survey(Plan(SETTINGS), source.columns())
+    seen = survey(Plan(SETTINGS), list_source(source, ignore))
     plan = grow(store, create_plan(store, SETTINGS), seen, SkippedLog(), images_per_shard=2)
     remember_listed(store, plan, seen, digest_of(source))
     assert not is_listed(store, plan, digest_of(source))

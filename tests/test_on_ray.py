@@ -26,7 +26,9 @@ from tests.chaos import standin
 from tests.chaos.killer import rows
 from tests.chaos.standin import make_photos, run_local, run_on_ray
 from tests.local_ray import local_ray
-from tests.test_workers import Heard, by_status
+from tests.test_workers import Heard, by_status, tiny_disk
+
+__all__ = ["tiny_disk"]  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,18 @@ class TestOnOneMachine:
         photos = make_photos(tmp_path / "photos", 3)
         with pytest.raises(StorageError, match="no room on cpu"):
             job(photos, tmp_path / "out")
+
+    def test_a_full_disk_stops_the_job_and_more_room_lets_it_finish(self, tmp_path: Path, tiny_disk: Path) -> None:
+        photos, out = make_photos(tmp_path / "photos", 60), tiny_disk / "out"
+        (tiny_disk / "ballast").write_bytes(bytes(1_900_000))
+        with pytest.raises(StorageError, match=r"No space left.*make room on that disk.*what is finished is kept"):
+            job(photos, out)
+        assert not list((out / "_tmp").iterdir())
+        kept = len(list((out / "data").iterdir()))
+        (tiny_disk / "ballast").unlink()
+        assert job(photos, out).shards_written == 15 - kept
+        run_local([str(photos)], str(tmp_path / "calm"), config(run__workers=1), observer=Silent())
+        assert rows(out) == rows(tmp_path / "calm")
 
     def test_no_actor_outlives_its_job(self, tmp_path: Path) -> None:
         class Fails(Heard):
