@@ -180,10 +180,11 @@ class _Pool:
             self._job.store.sweep()
 
     def _hire(self) -> None:
-        idle = any(worker.ready and not worker.leases for worker in self._workers)
-        if idle or not self._leases.has_more:
+        """Up to what there is room and work for, those aside whose machine is about to go."""
+        staying = [worker for worker in self._workers if self._crew.may_work(worker)]
+        if not self._leases.has_more or any(worker.ready and not worker.leases for worker in staying):
             return
-        missing = min(self._crew.room(), self._leases.left) - len(self._workers)
+        missing = min(self._crew.room(), self._leases.left) - len(staying)
         if missing > 0 and (hired := self._crew.hire(missing)):
             self._workers += hired
             self._tell()
