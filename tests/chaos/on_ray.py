@@ -92,8 +92,8 @@ def chaos_on_ray(
 
 
 def comparable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without how exactly its worker ended, which the runners know more or less of."""
-    return row | {"error": None} if row["status"] in ("crash", "timeout") else row
+    """A row without how exactly its image ended workers: one that hangs may be killed before its time is up."""
+    return row | {"status": "ended workers", "error": None} if row["status"] in ("crash", "timeout") else row
 
 
 def job(photos: Path, out: str) -> subprocess.Popen[str]:
