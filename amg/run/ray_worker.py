@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from amg.run.leases import Lease
@@ -29,6 +30,7 @@ class RayWorker:
 
     def __init__(self, job: Job, open_label: OpenLabel, device: str) -> None:
         self._job, self._open_label, self._device = job, open_label, device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="amg-label")  # the model keeps its threads with it
         self._label: Label | None = None
         self._metrics: WorkerMetrics | None = None
 
@@ -37,7 +39,7 @@ class RayWorker:
         warnings.filterwarnings("ignore", module="PIL")
         try:
             self._metrics = _metrics(self._job.store.url)
-            self._label = self._open_label(self._device)
+            self._label = self._thread.submit(self._open_label, self._device).result()
         except Exception as error:
             return Broken(sendable(error))
         return Ready(f"{os.uname().nodename}, process {os.getpid()}")
@@ -45,10 +47,9 @@ class RayWorker:
     def label(self, lease: Lease) -> Iterator[Message]:
         """Label a shard; at last its `Receipt`, or what kept it from being made."""
         telling = _Telling(lease)
-        thread = threading.Thread(target=self._work, args=(lease, telling), name="amg-label", daemon=True)
-        thread.start()
+        work = self._thread.submit(self._work, lease, telling)
         yield from telling
-        thread.join()
+        work.result()
 
     def _work(self, lease: Lease, telling: _Telling) -> None:
         assert self._label is not None and self._metrics is not None, "a lease before the model is loaded"
