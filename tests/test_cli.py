@@ -1,9 +1,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from amg.cli.main import COMMANDS, main
 from amg.config import PRESETS, Config, fields, load_config
 from amg.errors import AmgError, OutputRefused, StorageError
 from amg.run.progress import Observer, Summary
+from amg.run.runner import Runner
 
 HEAVY = ("torch", "pydantic", "pyarrow", "numba", "numpy", "scipy", "PIL", "requests")
 
@@ -32,16 +32,17 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 class FakeJob:
-    """Stands in for `amg.run.local`: remembers what it was asked for and gives a summary, or raises."""
+    """Stands in for `amg.run.runner`: remembers what it was asked for and gives a summary, or raises."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.rows = {"ok": 2}
         self.error: BaseException | None = None
 
-    def run_local(
+    def run_with(
         self,
-        inputs: Sequence[str],
+        runner: Runner,
+        source: tuple[str, ...],
         out: str,
         config: Config,
         *,
@@ -49,9 +50,7 @@ class FakeJob:
         overwrite: bool = False,
         observer: Observer,
     ) -> Summary:
-        self.calls.append(
-            {"inputs": tuple(inputs), "out": out, "config": config, "limit": limit, "overwrite": overwrite}
-        )
+        self.calls.append({"inputs": source, "out": out, "config": config, "limit": limit, "overwrite": overwrite})
         if self.error is not None:
             raise self.error
         observer.start(2, 0)
@@ -63,9 +62,8 @@ class FakeJob:
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> FakeJob:
     fake = FakeJob()
-    module = ModuleType("amg.run.local")
-    module.run_local = fake.run_local  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "amg.run.local", module)
+    monkeypatch.setattr("amg.run.runner.run_with", fake.run_with)
+    monkeypatch.setattr("amg.sources.inputs.open_source", lambda *inputs: inputs)
     return fake
 
 

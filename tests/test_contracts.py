@@ -17,7 +17,7 @@ TORCH_FREE = [
     "amg.cli.main", "amg.export.formats", "amg.review.view", "amg.run.logs", "amg.run.plan", "amg.run.progress",
     "amg.run.compact", "amg.run.generations", "amg.run.job", "amg.run.leases",
     "amg.run.listing", "amg.run.local", "amg.run.machine", "amg.run.workers",
-    "amg.run.growth", "amg.run.preview", "amg.run.retry", "amg.run.survey", "amg.sources.manifest",
+    "amg.run.growth", "amg.run.preview", "amg.run.retry", "amg.run.runner", "amg.run.survey", "amg.sources.manifest",
     "amg.run.status", "amg.run.verify", "amg.sam.weights", "amg.shards.reader", "amg.shards.writer",
     "amg.sources.files", "amg.sources.inputs",
 ]  # fmt: skip

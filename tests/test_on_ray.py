@@ -14,13 +14,17 @@ import PIL.Image
 import psutil
 import pytest
 
+from amg.cli.main import main
 from amg.config import Config, load_config
 from amg.errors import ConfigError, StorageError
+from amg.run.local import Local
 from amg.run.local import run_local as run_locally
-from amg.run.on_ray import pick_device
+from amg.run.on_ray import OnRay, pick_device
 from amg.run.on_ray import run_on_ray as run_really_on_ray
 from amg.run.progress import Silent, Summary
 from amg.run.ray_crew import Reserved, reserve
+from amg.run.retry import preview_retry, retry_with
+from amg.shards.reader import read_shards
 from amg.values import Failure, MaskSet
 from tests.chaos import standin
 from tests.chaos.killer import rows
@@ -166,6 +170,47 @@ def cuttings(folder: Path) -> Path:
                 left = n * photo.width // 4
                 photo.crop((left, 0, left + photo.width // 3, photo.height // 2)).save(folder / f"{name}-{n}.png")
     return folder
+
+
+def test_workers_on_ray_have_the_threads_that_as_many_have_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that their masks are the same to the last digit, and an output can go on here or there."""
+    monkeypatch.setattr("amg.run.machine.cores", lambda: 8)
+    settings = load_config(overrides={"run.device": "cpu", "run.workers": 3})
+    there, here = OnRay().settle(settings, None), Local().settle(settings, None)
+    assert there.config.run.threads == here.config.run.threads == 2
+    assert there.depends_on == here.depends_on
+
+
+@pytest.mark.usefixtures("cluster")
+def test_images_that_failed_are_labeled_again_on_ray(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", 8, names=["0003-killed"])
+    out = tmp_path / "out"
+    job(photos, out)
+    assert by_status(out)["crash"] == ["0003-killed"]
+    (photos / "0003-killed.healed").touch()
+    where = {"run.runner": "ray", "run.workers": 2}
+    with standin.on_ray(config().run) as runner:
+        assert preview_retry(runner, str(out), ["crash"], where).isolated == 1
+        retried = retry_with(runner, str(out), ["crash"], where, observer=Silent())
+    assert retried.summary is not None
+    assert retried.summary.rows == {"ok": 1}
+    assert len([row for row in read_shards(out) if row["status"] == "ok"]) == 8
+    assert not actors()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_dry_run_on_ray_says_what_the_run_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = make_photos(tmp_path / "photos", 6), tmp_path / "out"
+    arguments = ["sam-amg", "run", str(photos), "--out", str(out), "--runner", "ray", "--workers", "2", "--dry-run"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert main() == 0
+    assert "to do: 6 images in 2 shards" in capsys.readouterr().out
+    assert not out.exists()
+    monkeypatch.setattr("sys.argv", [*arguments, "--device", "cuda:1"])
+    assert main() == 2
+    assert "Ray chooses which one" in capsys.readouterr().err
 
 
 def test_what_a_worker_reserves_follows_from_its_device() -> None:

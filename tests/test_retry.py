@@ -24,7 +24,7 @@ from amg.errors import ConfigError, OutputRefused, StorageError
 from amg.run import retry
 from amg.run.compact import compact
 from amg.run.progress import Silent
-from amg.run.retry import preview_retry, retry_local
+from amg.run.retry import preview_retry, retry_with
 from amg.run.shard import Result
 from amg.run.status import job_status
 from amg.run.verify import verify_output
@@ -33,15 +33,14 @@ from amg.shards.verify import Finding
 from amg.storage.local import LocalStore
 from amg.values import Failure, Image, Status
 from tests.chaos import standin
-from tests.chaos.again import without_network
 from tests.chaos.killer import rows
-from tests.chaos.standin import make_photos, run_local
+from tests.chaos.standin import StandIn, make_photos, run_local
 from tests.object_store import ObjectStore
 
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_network(monkeypatch.setattr)
+    monkeypatch.setattr("amg.run.local.Local", StandIn)
     monkeypatch.setenv("AMG_CHAOS_SECONDS", "0")
 
 
@@ -53,7 +52,7 @@ def run(photos: Path, out: str, **settings: object) -> None:
 
 def again(out: Path | str, *statuses: str, **settings: object) -> retry.Retried:
     given = {name.replace("__", "."): value for name, value in settings.items()}
-    return retry_local(str(out), statuses, given, observer=Silent())
+    return retry_with(StandIn(), str(out), statuses, given, observer=Silent())
 
 
 def by_status(out: Path | str) -> dict[str, list[str]]:
@@ -213,7 +212,7 @@ def test_images_that_ended_workers_are_really_tried_again_alone_in_a_worker(
     assert by_status(out)["timeout"] == ["0002-hang"]
     for name in ("0001-killed", "0002-hang"):
         (photos / f"{name}.healed").touch()
-    assert preview_retry(str(out), ["crash", "timeout"]).isolated == 3
+    assert preview_retry(StandIn(), str(out), ["crash", "timeout"]).isolated == 3
     retried = again(out, "crash", "timeout")  # by one worker, as this process must not touch them
     assert retried.summary is not None
     assert retried.summary.rows == {"crash": 1, "ok": 2}
@@ -230,12 +229,11 @@ def _as_if_it_had_died(image: Image, seconds: float) -> Result:
     return Failure(image.ref, found[0], "its worker died of it") if found else standin.draw(image, seconds)
 
 
-def test_small_retries_give_every_worker_some(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = preview_retry(str(out), ["decode_error", "missing"], {"run.workers": 2})
+def test_small_retries_give_every_worker_some(out: Path) -> None:
+    seen = preview_retry(StandIn(), str(out), ["decode_error", "missing"], {"run.workers": 2})
     assert (seen.images, seen.shards, seen.goes_on, seen.generation, seen.isolated) == (4, 2, False, 1, 0)
     assert seen.by_status == {"decode_error": 3, "missing": 1}
     assert "begins retry g1; images: 4 (3 decode_error, 1 missing), shards: 2, to read: " in seen.render()
-    monkeypatch.setattr(retry, "process_crew", lambda *_: None)
     assert again(out, "decode_error", "missing", run__workers=2).summary.shards_written == 2  # type: ignore[union-attr]
 
 
@@ -272,7 +270,7 @@ def test_a_retry_that_was_killed_goes_on_with_its_generation(
         with pytest.raises(Killed):
             again(out, "decode_error", "missing")
     done = max(0, writes - 2 + after)
-    seen = preview_retry(str(out), ["missing", "decode_error"])
+    seen = preview_retry(StandIn(), str(out), ["missing", "decode_error"])
     if done < 2:
         assert (seen.generation, seen.goes_on, seen.images) == (1, writes > 1 or after, 4 - 2 * done)
         retried = again(out, "missing", "decode_error")
@@ -313,7 +311,7 @@ def test_two_retries_at_once_label_into_one_generation(photos: Path, out: Path) 
                 both.wait(10)
 
     def label() -> None:
-        ended.append(retry_local(str(out), ["decode_error"], observer=AtOnce()))
+        ended.append(retry_with(StandIn(), str(out), ["decode_error"], observer=AtOnce()))
 
     threads = [threading.Thread(target=label) for _ in range(2)]
     for thread in threads:
@@ -330,9 +328,10 @@ def test_a_retry_that_another_finished_meanwhile_does_nothing(photos: Path, out:
     heal(photos / "0005.png")
     asked = retry.ask(str(out), ["missing"], {})
     assert asked is not None
-    settled = retry.settled_for(asked)
+    settled = retry.settled_for(StandIn(), asked)
     assert again(out, "missing").generation == 1
-    late = retry.label_again(asked, settled, standin.stand_in(), device="cpu", crew=None, workers=1, observer=Silent())
+    hands = StandIn().hands(settled, asked.store.url)
+    late = retry.label_again(asked, settled, hands, observer=Silent())
     assert (late.generation, late.summary) == (0, None)
     assert generations_of(out) == {1: 1}
 

@@ -20,7 +20,7 @@ import pytest
 from amg.config import Config, load_config, masks_depend_on
 from amg.errors import StorageError, WorkerError
 from amg.run import pool
-from amg.run.job import run_job
+from amg.run.job import Hands, run_job
 from amg.run.progress import Silent, Summary
 from amg.run.shard import Job
 from amg.run.workers import ProcessCrew
@@ -174,9 +174,7 @@ def test_each_worker_and_each_that_replaces_it_is_told_its_device(tmp_path: Path
         (tmp_path / name).mkdir()
         run_job(
             Job(open_source(*map(str, files)), open_store(tmp_path / f"{name}-out", create=True), config(), DEPENDS_ON),
-            partial(standin.notes_its_device, tmp_path / name),
-            device=devices[0],
-            crew=partial(ProcessCrew, devices),
+            Hands(partial(standin.notes_its_device, tmp_path / name), devices[0], partial(ProcessCrew, devices)),
             images_per_shard=1,
             observer=Silent(),
         )

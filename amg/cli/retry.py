@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from amg.cli.config import assigned_settings, named_settings
-from amg.cli.ray import WithoutDeaths, ray_installed
-from amg.cli.run import INTERRUPTED, run, watcher
+from amg.cli.labeling import runner_of, watched
+from amg.cli.run import run
 from amg.cli.statuses import statuses_named
-from amg.run.signals import interruptible
+from amg.config import parse
 
 if TYPE_CHECKING:
     from amg.run.progress import Observer
@@ -70,19 +67,22 @@ def retry(
     """
     given = assigned_settings(assignments) | named_settings(named)
     wanted = statuses_named(statuses)
+    where = parse({name: value for name, value in given.items() if name.startswith("run.")}).run
     if dry_run:
         from amg.run.retry import preview_retry
 
-        seen = preview_retry(folder, wanted, given)
+        with runner_of(where) as runner:
+            seen = preview_retry(runner, folder, wanted, given)
         click.echo(seen.to_json() if as_json else seen.render())
         return 0
-    warnings.filterwarnings("ignore", module="PIL")
-    with interruptible():
-        try:
-            retried = _label(folder, wanted, given, watcher(log, quiet))
-        except KeyboardInterrupt as stop:
-            click.echo("interrupted; finished shards are kept, and the same command goes on with the rest", err=True)
-            return getattr(stop, "exit_status", INTERRUPTED)
+
+    def label(observer: Observer) -> Retried:
+        from amg.run.retry import retry_with
+
+        with runner_of(where) as runner:
+            return retry_with(runner, folder, wanted, given, observer=observer)
+
+    retried = watched(label, log=log, quiet=quiet)
     if as_json:
         click.echo(retried.to_json())
     elif not quiet:
@@ -91,17 +91,3 @@ def retry(
 
 
 retry.params += [parameter for parameter in run.params if parameter.name in AS_IN_RUN]
-
-
-def _label(folder: str, statuses: Sequence[str], given: Mapping[str, Any], observer: Observer) -> Retried:
-    try:
-        if given.get("run.runner", "local") == "local":
-            from amg.run.retry import retry_local
-
-            return retry_local(folder, statuses, given, observer=observer)
-        with ray_installed(), redirect_stdout(WithoutDeaths(sys.stderr)):
-            from amg.run.on_ray_retry import retry_on_ray
-
-            return retry_on_ray(folder, statuses, given, observer=observer)
-    finally:
-        observer.finish()

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from amg.cli.config import resolve_settings, settings_options
-from amg.cli.ray import WithoutDeaths, ray_installed
+from amg.cli.labeling import runner_of, watched
 from amg.config import Config
-from amg.run.signals import interruptible
 
 if TYPE_CHECKING:
     from amg.run.progress import Observer, Summary
-
-INTERRUPTED = 130
 
 
 @click.command(
@@ -131,14 +125,16 @@ def run(
         return _preview(inputs, out, config, limit, overwrite, as_json)
     if overwrite and not yes:
         _ask_to_remove(out)
-    # What Pillow finds odd in a file either keeps it from being read, which becomes its row, or does not matter.
-    warnings.filterwarnings("ignore", module="PIL")
-    with interruptible():
-        try:
-            summary = _label(inputs, out, config, limit, overwrite, watcher(log, quiet))
-        except KeyboardInterrupt as stop:
-            click.echo("interrupted; finished shards are kept, and the same command goes on with the rest", err=True)
-            return getattr(stop, "exit_status", INTERRUPTED)
+
+    def label(observer: Observer) -> Summary:
+        from amg.run.runner import run_with
+        from amg.sources.inputs import open_source
+
+        source = open_source(*inputs)
+        with runner_of(config.run) as runner:
+            return run_with(runner, source, out, config, limit=limit, overwrite=overwrite, observer=observer)
+
+    summary = watched(label, log=log, quiet=quiet)
     if as_json:
         click.echo(summary.to_json())
     elif not quiet:
@@ -146,37 +142,13 @@ def run(
     return 1 if strict and (summary.failed or _failed_before(out)) else 0
 
 
-def _label(
-    inputs: Sequence[str], out: str, config: Config, limit: int | None, overwrite: bool, observer: Observer
-) -> Summary:
-    try:
-        if config.run.runner == "local":
-            from amg.run.local import run_local
-
-            return run_local(inputs, out, config, limit=limit, overwrite=overwrite, observer=observer)
-        with ray_installed(), redirect_stdout(WithoutDeaths(sys.stderr)):  # Ray prints what the cluster says
-            from amg.run.on_ray import run_on_ray
-
-            return run_on_ray(inputs, out, config, limit=limit, overwrite=overwrite, observer=observer)
-    finally:
-        observer.finish()
-
-
-def watcher(log: str, quiet: bool) -> Observer:
-    """Who tells on stderr how a job goes."""
-    if log == "json" and not quiet:
-        from amg.run.logs import JsonLines
-
-        return JsonLines(sys.stderr)
-    from amg.run.progress import Silent, observer_for
-
-    return Silent() if quiet else observer_for(sys.stderr)
-
-
 def _preview(inputs: Sequence[str], out: str, config: Config, limit: int | None, overwrite: bool, as_json: bool) -> int:
-    from amg.run.local import preview_local
+    from amg.run.runner import preview_with
+    from amg.sources.inputs import open_source
 
-    seen = preview_local(inputs, out, config, limit=limit, overwrite=overwrite)
+    source = open_source(*inputs)
+    with runner_of(config.run) as runner:
+        seen = preview_with(runner, source, out, config, limit=limit, overwrite=overwrite)
     click.echo(seen.to_json() if as_json else seen.render())
     return 0
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from amg.run import plan as planning
@@ -26,64 +26,52 @@ from amg.run.tally import Tally
 OpenCrew = Callable[[Job, OpenLabel], Crew]
 
 
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What labels: a crew, or this process on `device`. `expected_seconds` an image are a guess."""
+
+    open_label: OpenLabel
+    device: str
+    crew: OpenCrew | None = None
+    expected_seconds: float = 0.0
+    metrics: DriverMetrics = field(default_factory=lambda: DriverMetrics(NotRecorded()))
+
+
 def run_job(
     job: Job,
-    open_label: OpenLabel,
+    hands: Hands,
     *,
-    device: str,
-    crew: OpenCrew | None,
     images_per_shard: int,
-    expected_seconds: float = 0.0,
     limit: int | None = None,
     overwrite: bool = False,
     observer: Observer,
-    metrics: DriverMetrics | None = None,
 ) -> Summary:
     """Label every image of `job.source` that has no row in `job.store` yet; `limit` bounds what a listing plans.
 
-    Without a `crew` this process labels, on `device`. `expected_seconds` for an image are a guess. With `overwrite`,
-    what this program wrote in the store before is removed when the images are listed. Raises OutputRefused when the
-    output was made with other settings, SourceError when there is no image, StorageError when the output cannot be
-    written, WorkerError when shards had to be given up. The plan is written before `open_label` is called for the first
-    time.
+    With `overwrite`, what this program wrote in the store before is removed when the images are listed. Raises
+    OutputRefused when the output was made with other settings, SourceError when there is no image, StorageError when
+    the output cannot be written, WorkerError when shards had to be given up. The plan is written before
+    `hands.open_label` is called for the first time.
     """
     began = time.perf_counter()
     plan = _plan(job, images_per_shard, limit, overwrite, observer)
-    summary = label_plan(
-        plan,
-        job,
-        open_label,
-        device=device,
-        crew=crew,
-        expected_seconds=expected_seconds,
-        observer=observer,
-        metrics=metrics,
-    )
+    summary = label_plan(plan, job, hands, observer=observer)
     return replace(summary, wall_seconds=time.perf_counter() - began)
 
 
-def label_plan(
-    plan: Plan,
-    job: Job,
-    open_label: OpenLabel,
-    *,
-    device: str,
-    crew: OpenCrew | None,
-    expected_seconds: float = 0.0,
-    observer: Observer,
-    metrics: DriverMetrics | None = None,
-) -> Summary:
-    """Label every image of a plan that is written and has no row in `job.store` yet; arguments as in `run_job`."""
+def label_plan(plan: Plan, job: Job, hands: Hands, *, observer: Observer) -> Summary:
+    """Label every image of a plan that is written and has no row in `job.store` yet; raises as `run_job`."""
     began = time.perf_counter()
     left = plan.without(planning.finished_shards(job.store))
     done = plan.n_images - left.n_images
-    tally = Tally(observer, metrics or DriverMetrics(NotRecorded()))
+    tally = Tally(observer, hands.metrics)
     tally.start(plan, left)
     try:
-        if left.n_images and crew is not None:
-            label_with(crew(job, open_label), left, job, tally, expected_seconds=expected_seconds)
+        if left.n_images and hands.crew is not None:
+            crew = hands.crew(job, hands.open_label)
+            label_with(crew, left, job, tally, expected_seconds=hands.expected_seconds)
         elif left.n_images:
-            _label_here(left.shards(), job, open_label(device), tally)
+            _label_here(left.shards(), job, hands.open_label(hands.device), tally)
     finally:
         observer.finish()
     return tally.summary(job.store.url, plan.n_images, done, time.perf_counter() - began)

@@ -8,110 +8,56 @@ torch is loaded when the plan is written, by whoever labels.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from amg.config import MASK_REVISION, Config, default_points_per_batch, masks_depend_on
 from amg.run import machine
 from amg.run import plan as planning
-from amg.run.job import run_job
-from amg.run.listing import SkippedLog, list_source
-from amg.run.overwrite import refuse_foreign
+from amg.run.job import Hands
 from amg.run.plan import Plan
-from amg.run.preview import Preview, preview
 from amg.run.progress import Observer, Summary
-from amg.run.shard import Job, Label, Result
-from amg.run.workers import process_crew
+from amg.run.runner import Asked, Settled, run_with
+from amg.run.shard import Label, OpenLabel, Result
+from amg.run.workers import ProcessCrew
 from amg.sam import weights
-from amg.sam.precision import in_words
 from amg.shards.schema import SCHEMA_VERSION
 from amg.sources.inputs import open_source
-from amg.storage.url import open_store
 from amg.values import Failure, Image
 
 
 def run_local(
-    inputs: Sequence[str],
-    out: str,
-    config: Config,
-    *,
-    limit: int | None = None,
-    overwrite: bool = False,
-    observer: Observer,
+    inputs: Sequence[str], out: str, config: Config, *, observer: Observer, **asked: Unpack[Asked]
 ) -> Summary:
-    """Label every image of `inputs` that has no row in `out` yet; with `limit`, plan no more than that many images.
+    """`run_with` on this machine; `asked`: its `limit` and `overwrite`.
 
-    With `overwrite`, an output in `out` is removed, once settings, devices, weights and images are known to be good.
-    Raises OutputRefused when `out` was made with other settings, SourceError when there is no image, StorageError when
-    `out` cannot be written, WeightsError when there are no weights, WorkerError when shards had to be given up. With
-    workers, a script must call it under `if __name__ == "__main__":`, as multiprocessing wants.
+    With workers, a script must call it under `if __name__ == "__main__":`, as multiprocessing wants.
     """
-    began = time.perf_counter()
-    store = open_store(out, create=True)
-    store.sweep()
-    source = open_source(*inputs)
-    if overwrite:
-        refuse_foreign(store.url)
-    settled = settle(config, None if overwrite else planning.read_plan(store))
-    checkpoint, _ = weights.checked_file(settled.config.model.weights)
-    summary = run_job(
-        Job(source, store, settled.config, settled.depends_on),
-        partial(open_label, checkpoint, settled.config),
-        device=settled.devices[0],
-        crew=process_crew(settled.devices, config),
-        images_per_shard=settled.images_per_shard,
-        expected_seconds=settled.expected_seconds,
-        limit=limit,
-        overwrite=overwrite,
-        observer=observer,
-    )
-    arithmetic = in_words(settled.config.model.precision, settled.devices[0].partition(":")[0])
-    return replace(summary, out=out, arithmetic=arithmetic, wall_seconds=time.perf_counter() - began)
+    return run_with(Local(), open_source(*inputs), out, config, observer=observer, **asked)
 
 
-def preview_local(
-    inputs: Sequence[str], out: str, config: Config, *, limit: int | None = None, overwrite: bool = False
-) -> Preview:
-    """What `run_local` with the same arguments would do, in numbers; with `overwrite`, after `out` was removed.
+class Local:
+    """The runner of this machine."""
 
-    Writes nothing and fetches no published weights; raises what `run_local` would raise before it labels.
-    """
-    store = open_store(out)
-    if overwrite:
-        refuse_foreign(store.url)
-    plan = None if overwrite else planning.read_plan(store)
-    settled = settle(config, plan)
-    if plan is not None:
-        planning.refuse_other_settings(plan, settled.depends_on, store.url)
-    skipped = SkippedLog()
-    return preview(
-        plan,
-        list_source(open_source(*inputs), skipped),
-        skipped,
-        images_per_shard=settled.images_per_shard,
-        seconds_per_image=expected_seconds_per_image(settled.config, settled.devices[0]),
-        finished=planning.finished_shards(store) if plan is not None else (),
-        limit=limit,
-    )
+    def settle(self, config: Config, plan: Plan | None) -> Settled:
+        return settle(config, plan)
+
+    def hands(self, settled: Settled, output: str, *, may_end: bool = False) -> Hands:
+        checkpoint, _ = weights.checked_file(settled.config.model.weights)
+        return here(partial(open_label, checkpoint, settled.config), settled, may_end=may_end)
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What a job does on this machine. `config` has its pins, `devices` one name a worker."""
-
-    config: Config
-    devices: Sequence[str]
-    depends_on: Mapping[str, Any]
-    images_per_shard: int
-    expected_seconds: float
+def here(label: OpenLabel, settled: Settled, *, may_end: bool) -> Hands:
+    """This process, or workers of it: where there are several, or one that may end or take too long."""
+    devices = settled.devices
+    in_workers = may_end or len(devices) > 1 or settled.config.run.image_timeout_s is not None
+    return Hands(label, devices[0], partial(ProcessCrew, devices) if in_workers else None, settled.expected_seconds)
 
 
 def settle(config: Config, plan: Plan | None, *, devices: Sequence[str] | None = None) -> Settled:
-    """Find devices and weights and pin what was left to the machine.
+    """Find devices and weights and pin what was left to the machine; `devices`: those of other machines.
 
     Published weights are known by their digest and not fetched; any other file is loaded once, so that a plan is made
     only for weights that are some. Raises ConfigError and WeightsError.

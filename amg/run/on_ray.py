@@ -1,68 +1,64 @@
 """A whole job on Ray: on a cluster that comes and goes, or on a Ray that is started here for the time of the job.
 
-The driver holds no state: what is done lies in the output, so whatever dies, the same command goes on.
+The driver holds no state: what is done lies in the output, so whatever dies, the same command goes on. Every machine
+must see the images, the output and the weights.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Unpack
 
 import ray
 
 from amg.config import Config, RunSettings
 from amg.errors import ConfigError
-from amg.run import plan as planning
-from amg.run.job import run_job
+from amg.run.job import Hands
 from amg.run.local import open_label, settle
 from amg.run.metrics import DriverMetrics
 from amg.run.on_ray_metrics import RayRecorder
-from amg.run.overwrite import refuse_foreign
+from amg.run.plan import Plan
 from amg.run.progress import Observer, Summary
 from amg.run.ray_crew import RayCrew, reserve
 from amg.run.ray_session import connected
-from amg.run.shard import Job, Label
+from amg.run.runner import Asked, Settled, run_with
+from amg.run.shard import Label, OpenLabel
 from amg.sam import weights
-from amg.sam.precision import in_words
 from amg.sources.inputs import open_source
-from amg.storage.url import open_store
 
 
 def run_on_ray(
-    inputs: Sequence[str],
-    out: str,
-    config: Config,
-    *,
-    limit: int | None = None,
-    overwrite: bool = False,
-    observer: Observer,
+    inputs: Sequence[str], out: str, config: Config, *, observer: Observer, **asked: Unpack[Asked]
 ) -> Summary:
-    """As `run_local`, with actors on Ray as workers; every machine must see `inputs`, `out` and the weights."""
-    began = time.perf_counter()
-    store = open_store(out, create=True)
-    store.sweep()
-    if overwrite:
-        refuse_foreign(store.url)
-    with connected(config.run):
-        device = pick_device(config.run)
-        settled = settle(config, None if overwrite else planning.read_plan(store), devices=[device])
-        config = settled.config
-        summary = run_job(
-            Job(open_source(*inputs), store, config, settled.depends_on),
-            partial(open_on_worker, settled.depends_on["weights.sha256"], config),
-            device=device,
-            crew=partial(RayCrew, device, reserve(config, device), config.run.workers),
-            images_per_shard=settled.images_per_shard,
-            expected_seconds=settled.expected_seconds,
-            limit=limit,
-            overwrite=overwrite,
-            observer=observer,
-            metrics=DriverMetrics(RayRecorder(store.url)),
-        )
-    arithmetic = in_words(config.model.precision, device)
-    return replace(summary, out=out, arithmetic=arithmetic, wall_seconds=time.perf_counter() - began)
+    """`run_with` with actors on Ray as workers; `asked`: its `limit` and `overwrite`."""
+    with on_ray(config.run) as runner:
+        return run_with(runner, open_source(*inputs), out, config, observer=observer, **asked)
+
+
+@contextmanager
+def on_ray(run: RunSettings) -> Iterator[OnRay]:
+    """The runner, and a connection to Ray for as long as it is used."""
+    with connected(run):
+        yield OnRay()
+
+
+class OnRay:
+    """The runner of the Ray that this process is connected to. Pins are those of as many workers on this machine."""
+
+    def settle(self, config: Config, plan: Plan | None) -> Settled:
+        return settle(config, plan, devices=[pick_device(config.run)] * (config.run.workers or 1))
+
+    def hands(self, settled: Settled, output: str, *, may_end: bool = False) -> Hands:
+        return actors(partial(open_on_worker, settled.depends_on["weights.sha256"], settled.config), settled, output)
+
+
+def actors(label: OpenLabel, settled: Settled, output: str) -> Hands:
+    """As many as `run.workers` says, or as there is room for."""
+    config, device = settled.config, settled.devices[0]
+    crew = partial(RayCrew, device, reserve(config, device), config.run.workers)
+    return Hands(label, device, crew, settled.expected_seconds, DriverMetrics(RayRecorder(output)))
 
 
 def open_on_worker(sha256: str, config: Config, device: str) -> Label:

@@ -1,7 +1,7 @@
 """Images that failed, labeled once more: into a generation of their own, with the settings of the output.
 
-What a runner does with it (`retry_local`, and Ray's) is what it does with a job: the same shards, workers and commits,
-in a store that lies within the output.
+A runner does with it what it does with a job: the same shards, workers and commits, in a store that lies within the
+output.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,12 @@ from amg.config import Config, flatten, nearest, parse
 from amg.errors import ConfigError
 from amg.run import generations
 from amg.run.generations import Todo
-from amg.run.job import OpenCrew, label_plan
-from amg.run.local import Settled, open_label, settle
-from amg.run.metrics import DriverMetrics
+from amg.run.job import Hands, label_plan
 from amg.run.plan import Plan, refuse_other_settings
 from amg.run.progress import Observer, Summary
-from amg.run.shard import Job, OpenLabel
+from amg.run.runner import Runner, Settled
+from amg.run.shard import Job
 from amg.run.status import planned
-from amg.run.workers import ProcessCrew, process_crew
-from amg.sam import weights
-from amg.sam.precision import in_words
 from amg.shards.reader import Snapshot, settings_said, shard_paths
 from amg.sources.listed import ListedSource
 from amg.storage.store import Store
@@ -122,10 +117,15 @@ def ask(folder: str, statuses: Collection[str], given: Mapping[str, Any]) -> Ret
     return Retry(store, plan, wanted, _settings(store, given), todo)
 
 
-def retry_local(
-    folder: str, statuses: Collection[str], given: Mapping[str, Any] | None = None, *, observer: Observer
+def retry_with(
+    runner: Runner,
+    folder: str,
+    statuses: Collection[str],
+    given: Mapping[str, Any] | None = None,
+    *,
+    observer: Observer,
 ) -> Retried:
-    """Label the images of `folder` whose newest row has one of these statuses once more, on this machine.
+    """Label the images of `folder` whose newest row has one of these statuses once more.
 
     `given`: settings by dotted name, of `run.` and `memory.` alone. Raises as `ask`; OutputRefused when this program or
     these weights would make other masks than the output's, StorageError when it cannot be written, WorkerError when
@@ -134,37 +134,26 @@ def retry_local(
     began = time.perf_counter()
     retry = ask(folder, statuses, given or {})
     if retry is None:
-        return nothing_to_retry(statuses)
+        return Retried(0, generations.failures_named(statuses))
     retry.store.sweep()
-    settled = settled_for(retry)
-    checkpoint, _ = weights.checked_file(settled.config.model.weights)
-    crew = process_crew(settled.devices, settled.config)
-    if crew is None and retry.todo.suspects:
-        crew = partial(ProcessCrew, settled.devices)
-    retried = label_again(
-        retry,
-        settled,
-        partial(open_label, checkpoint, settled.config),
-        device=settled.devices[0],
-        crew=crew,
-        workers=len(settled.devices),
-        observer=observer,
-    )
-    return described(retried, folder, settled, time.perf_counter() - began)
+    settled = settled_for(runner, retry)
+    hands = runner.hands(settled, retry.store.url, may_end=retry.todo.suspects > 0)
+    retried = label_again(retry, settled, hands, observer=observer)
+    if retried.summary is None:
+        return retried
+    out = f"{folder.rstrip('/')}/{generations.folder(retried.generation)}"
+    return replace(retried, summary=settled.told(retried.summary, out, time.perf_counter() - began))
 
 
-def nothing_to_retry(statuses: Collection[str]) -> Retried:
-    """What a retry comes to where no image has one of these statuses."""
-    return Retried(0, generations.failures_named(statuses))
-
-
-def preview_retry(folder: str, statuses: Collection[str], given: Mapping[str, Any] | None = None) -> RetryPreview:
-    """What `retry_local` with the same arguments would do. Writes nothing and fetches no weights."""
+def preview_retry(
+    runner: Runner, folder: str, statuses: Collection[str], given: Mapping[str, Any] | None = None
+) -> RetryPreview:
+    """What `retry_with` with the same arguments would do. Writes nothing and fetches no weights."""
     retry = ask(folder, statuses, given or {})
     if retry is None:
         return RetryPreview(0, False, 0, {}, 0, 0, 0, 0.0)
-    settled, todo = settled_for(retry), retry.todo
-    per_shard = _images_per_shard(todo, settled, len(settled.devices))
+    settled, todo = settled_for(runner, retry), retry.todo
+    per_shard = _images_per_shard(todo, settled)
     return RetryPreview(
         generation=todo.number,
         goes_on=todo.ongoing is not None,
@@ -177,50 +166,22 @@ def preview_retry(folder: str, statuses: Collection[str], given: Mapping[str, An
     )
 
 
-def settled_for(retry: Retry, *, devices: Sequence[str] | None = None) -> Settled:
+def settled_for(runner: Runner, retry: Retry) -> Settled:
     """Devices, weights and pins; OutputRefused where they would make other masks than the output's."""
-    settled = settle(retry.config, retry.plan, devices=devices)
+    settled = runner.settle(retry.config, retry.plan)
     refuse_other_settings(retry.plan, settled.depends_on, retry.store.url)
     return settled
 
 
-def label_again(
-    retry: Retry,
-    settled: Settled,
-    open_label: OpenLabel,
-    *,
-    device: str,
-    crew: OpenCrew | None,
-    workers: int,
-    observer: Observer,
-    metrics: DriverMetrics | None = None,
-) -> Retried:
-    """Write the plan of the generation down, if it is not, and label it; arguments as in `label_plan`."""
-    per_shard = _images_per_shard(retry.todo, settled, workers)
+def label_again(retry: Retry, settled: Settled, hands: Hands, *, observer: Observer) -> Retried:
+    """Write the plan of the generation down, if it is not, and label it."""
+    per_shard = _images_per_shard(retry.todo, settled)
     generation = generations.begin(retry.store, retry.plan, retry.statuses, retry.todo, images_per_shard=per_shard)
     if generation is None:  # somebody else has done it meanwhile
         return Retried(0, retry.statuses)
     job = Job(ListedSource((), ()), generation.store, settled.config, settled.depends_on)
-    summary = label_plan(
-        generation.plan,
-        job,
-        open_label,
-        device=device,
-        crew=crew,
-        expected_seconds=settled.expected_seconds,
-        observer=observer,
-        metrics=metrics,
-    )
+    summary = label_plan(generation.plan, job, hands, observer=observer)
     return Retried(generation.number, generation.statuses, summary)
-
-
-def described(retried: Retried, folder: str, settled: Settled, wall_seconds: float) -> Retried:
-    """The same with what only the runner knows."""
-    if retried.summary is None:
-        return retried
-    arithmetic = in_words(settled.config.model.precision, settled.devices[0].partition(":")[0])
-    out = f"{folder.rstrip('/')}/{generations.folder(retried.generation)}"
-    return replace(retried, summary=replace(retried.summary, out=out, arithmetic=arithmetic, wall_seconds=wall_seconds))
 
 
 def _refuse_settings(given: Mapping[str, Any]) -> None:
@@ -236,9 +197,9 @@ def _refuse_settings(given: Mapping[str, Any]) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def _images_per_shard(todo: Todo, settled: Settled, workers: int) -> int:
+def _images_per_shard(todo: Todo, settled: Settled) -> int:
     """So many that every worker gets some, also of a retry that is small."""
-    return max(1, min(settled.images_per_shard, math.ceil(todo.images / max(workers, 1))))
+    return max(1, min(settled.images_per_shard, math.ceil(todo.images / len(settled.devices))))
 
 
 def _settings(store: Store, given: Mapping[str, Any]) -> Config:

@@ -5,26 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from amg.config import Config
 from amg.run.leases import Lease
 from amg.run.pool import Ended, Worker
 from amg.run.shard import Job, OpenLabel
 from amg.run.signals import STOPPING, held
 from amg.run.worker import Message, work
-
-
-def process_crew(devices: Sequence[str], config: Config) -> Callable[[Job, OpenLabel], ProcessCrew] | None:
-    """Processes where there are several workers, or one that must be killed when it takes too long; else none."""
-    if len(devices) == 1 and config.run.image_timeout_s is None:
-        return None
-    return partial(ProcessCrew, devices)
 
 
 class ProcessCrew:

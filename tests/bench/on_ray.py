@@ -29,7 +29,7 @@ import psutil
 import pyarrow as pa
 
 from amg.config import load_config, masks_depend_on
-from amg.run.job import label_plan
+from amg.run.job import Hands, label_plan
 from amg.run.plan import MANIFEST_SCHEMA, Plan
 from amg.run.progress import Silent
 from amg.run.ray_crew import RayCrew, reserve
@@ -98,7 +98,7 @@ def rate(shards: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, local_ray(Path(folder), num_cpus=WORKERS):
         crew = partial(RayCrew, "cpu", reserve(settings, "cpu"), WORKERS)
         before = processor_seconds()
-        label_plan(plan, job, no_model, device="cpu", crew=crew, observer=watching)
+        label_plan(plan, job, Hands(no_model, "cpu", crew), observer=watching)
         spent = processor_seconds() - before
     assert watching.lost == 0, "workers died; nothing is to be learned from this run"
     end_mb = psutil.Process().memory_info().rss / 1e6

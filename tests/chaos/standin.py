@@ -12,25 +12,27 @@ import signal
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import PIL.Image
 
 from amg import rle
-from amg.config import Config, masks_depend_on
+from amg.config import Config, RunSettings, masks_depend_on
 from amg.errors import StorageError
 from amg.geometry import plan_crops
-from amg.run.job import OpenCrew, run_job
+from amg.run.job import Hands
+from amg.run.local import here
+from amg.run.plan import Plan
 from amg.run.progress import Observer, Summary
-from amg.run.shard import Job, Label, OpenLabel, Result
-from amg.run.workers import process_crew
+from amg.run.runner import Asked, Settled, run_with
+from amg.run.shard import Label, OpenLabel, Result
 from amg.sources.inputs import open_source
 from amg.sources.source import Source
-from amg.storage.url import open_store
 from amg.values import Failure, Funnel, Image, ImageRef, MaskSet, Status
 
 DIGEST = "0" * 64
@@ -55,51 +57,47 @@ def make_photos(folder: Path, count: int, *, names: Sequence[str] = ()) -> Path:
     return folder
 
 
+class StandIn:
+    """A runner of processes of this machine, without torch: a stand-in for the network, and no device to settle."""
+
+    def settle(self, config: Config, plan: Plan | None) -> Settled:
+        depends_on = masks_depend_on(config, weights_digest=DIGEST, standin=1)
+        devices = ["cpu"] * (config.run.workers or 1)
+        return Settled(config, devices, depends_on, config.shards.images_per_shard or 2, 0.02)
+
+    def hands(self, settled: Settled, output: str, *, may_end: bool = False) -> Hands:
+        return here(stand_in(), settled, may_end=may_end)
+
+
+class StandInOnRay(StandIn):
+    """The same with actors, on CPUs."""
+
+    def hands(self, settled: Settled, output: str, *, may_end: bool = False) -> Hands:
+        from amg.run.on_ray import actors
+
+        return actors(stand_in(), settled, output)
+
+
+@contextmanager
+def on_ray(run: RunSettings) -> Iterator[StandInOnRay]:
+    """`amg.run.on_ray.on_ray` with the stand-in."""
+    from amg.run.ray_session import connected
+
+    with connected(run):
+        yield StandInOnRay()
+
+
 def run_local(
-    inputs: Sequence[str],
-    out: str,
-    config: Config,
-    *,
-    limit: int | None = None,
-    overwrite: bool = False,
-    observer: Observer,
+    inputs: Sequence[str], out: str, config: Config, *, observer: Observer, **asked: Unpack[Asked]
 ) -> Summary:
-    """`amg.run.local.run_local` without torch: a stand-in for the network, and no device to settle."""
-    crew = process_crew(["cpu"] * (config.run.workers or 1), config)
-    return _run(inputs, out, config, crew, limit=limit, overwrite=overwrite, observer=observer)
+    return run_with(StandIn(), open_poisonous(*inputs), out, config, observer=observer, **asked)
 
 
 def run_on_ray(
-    inputs: Sequence[str],
-    out: str,
-    config: Config,
-    *,
-    limit: int | None = None,
-    overwrite: bool = False,
-    observer: Observer,
+    inputs: Sequence[str], out: str, config: Config, *, observer: Observer, **asked: Unpack[Asked]
 ) -> Summary:
-    """`amg.run.on_ray.run_on_ray` with the same stand-in, on CPUs."""
-    from amg.run.ray_crew import RayCrew, reserve
-    from amg.run.ray_session import connected
-
-    with connected(config.run):
-        crew = partial(RayCrew, "cpu", reserve(config, "cpu"), config.run.workers)
-        return _run(inputs, out, config, crew, limit=limit, overwrite=overwrite, observer=observer)
-
-
-def _run(inputs: Sequence[str], out: str, config: Config, crew: OpenCrew | None, **arguments: Any) -> Summary:
-    store = open_store(out, create=True)
-    store.sweep()
-    depends_on = masks_depend_on(config, weights_digest=DIGEST, standin=1)
-    summary = run_job(
-        Job(PoisonousSource(open_source(*inputs)), store, config, depends_on),
-        stand_in(),
-        device="cpu",
-        crew=crew,
-        images_per_shard=config.shards.images_per_shard or 2,
-        **arguments,
-    )
-    return replace(summary, out=out)
+    with on_ray(config.run) as runner:
+        return run_with(runner, open_poisonous(*inputs), out, config, observer=observer, **asked)
 
 
 def stand_in() -> OpenLabel:
@@ -203,3 +201,7 @@ class PoisonousSource:
         if "eats-memory-in-read" in ref.key:
             raise MemoryError
         return self.source.read(ref)
+
+
+def open_poisonous(*inputs: str) -> PoisonousSource:
+    return PoisonousSource(open_source(*inputs))
