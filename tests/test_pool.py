@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,9 +19,10 @@ from amg.run.metrics import DriverMetrics, NotRecorded
 from amg.run.plan import MANIFEST_SCHEMA, Plan
 from amg.run.pool import Ended, Worker, label_with
 from amg.run.shard import Job
+from amg.run.signals import Interrupted, interruptible
 from amg.run.tally import Tally
 from amg.run.worker import Broken, Message, Ready, Seen
-from amg.values import Failure, Receipt, Status
+from amg.values import Failure, MaskSet, Receipt, Status
 from tests.memory_store import MemoryStore
 from tests.test_workers import Heard
 
@@ -67,7 +70,10 @@ class Crew:
     def may_work(self, worker: Worker) -> bool:
         return self.hired.index(worker) not in self.leaving
 
-    def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message | Ended]]:
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        pass
+
+    def heard(self, workers: Sequence[Worker]) -> list[tuple[Worker, Message | Ended]]:
         said, self.said = self.said[:1], self.said[1:]
         for worker, message in said:
             if isinstance(message, Receipt) and len(worker.leases) > 1:
@@ -81,12 +87,12 @@ class Crew:
         pass
 
 
-def label(crew: Crew, shards: int) -> Heard:
+def label(crew: Crew, shards: int, heard: Heard | None = None) -> Heard:
     numbers = list(range(shards))
     columns = {"row": numbers, "key": [str(n) for n in numbers], "uri": [str(n) for n in numbers], "shard": numbers}
     rows = [columns.get(name, [None] * shards) for name in MANIFEST_SCHEMA.names]
     plan = Plan.of_table({}, pa.table(rows, schema=MANIFEST_SCHEMA))
-    heard = Heard()
+    heard = heard or Heard()
     job = Job(None, MemoryStore(), CONFIG, {})  # type: ignore[arg-type]
     label_with(crew, plan, job, Tally(heard, DriverMetrics(NotRecorded())), expected_seconds=1.0)
     return heard
@@ -149,3 +155,21 @@ def test_workers_that_end_before_they_are_ready_end_the_job() -> None:
     with pytest.raises(WorkerError, match="5 workers in a row ended before they were ready, the last with exit status"):
         label(crew, 8)
     assert len(crew.hired) <= pool.ENDS_IN_VAIN + crew.size
+
+
+def test_ctrl_c_while_messages_are_taken_in_loses_no_receipt_and_waits_for_nobody() -> None:
+    class Burst(Crew):
+        def heard(self, workers: Sequence[Worker]) -> list[tuple[Worker, Message | Ended]]:
+            said, self.said = self.said, []
+            return said
+
+    class Impatient(Heard):
+        def image(self, result: MaskSet | Failure, shard: int) -> None:
+            if not self.receipts:
+                signal.raise_signal(signal.SIGINT)
+
+    told, began = Impatient(), time.monotonic()
+    with interruptible(), pytest.raises(Interrupted):
+        label(Burst(), 8, told)
+    assert len(told.receipts) == 2
+    assert time.monotonic() - began < pool.COMMIT_SECONDS / 2

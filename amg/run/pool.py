@@ -20,6 +20,7 @@ from amg.run.metrics import DeathCause
 from amg.run.patience import Patience
 from amg.run.plan import Plan
 from amg.run.shard import Job, Result
+from amg.run.signals import deferred
 from amg.run.tally import Tally
 from amg.run.worker import Began, Broken, Elsewhere, Message, Ready, Seen
 from amg.values import MaskSet, Receipt, Status
@@ -105,11 +106,15 @@ class Crew(Protocol):
         ...
 
     def give(self, worker: Worker, lease: Lease) -> None:
-        """Hand it over; a worker that has died meanwhile says so when it is listened to."""
+        """Hand it over; a worker that has died meanwhile says so later, in `heard`."""
         ...
 
-    def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message | Ended]]:
-        """What they have said, in order, or that they ended; waits for `seconds` at most when there is nothing."""
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        """Until one of them has said something or ended, for `seconds` at most."""
+        ...
+
+    def heard(self, workers: Sequence[Worker]) -> list[tuple[Worker, Message | Ended]]:
+        """What they have said since, in order, or that they ended."""
         ...
 
     def may_work(self, worker: Worker) -> bool:
@@ -117,7 +122,7 @@ class Crew(Protocol):
         ...
 
     def kill(self, worker: Worker) -> None:
-        """End it now; `listen` tells when it has."""
+        """End it now; `heard` tells when it has."""
         ...
 
     def dismiss(self, workers: Sequence[Worker], seconds: float) -> None:
@@ -157,8 +162,10 @@ class _Pool:
             self._lease_to_idle()
             if self._leases.is_over:
                 break
-            for worker, said in self._crew.listen(self._workers, self._seconds_to_wait()):
-                self._bury(worker, said) if isinstance(said, Ended) else self._hear(worker, said)
+            self._crew.wait(self._workers, self._seconds_to_wait())
+            with deferred():  # what was heard once is not told again: it is all taken in, or nobody knows of a commit
+                for worker, said in self._crew.heard(self._workers):
+                    self._bury(worker, said) if isinstance(said, Ended) else self._hear(worker, said)
             self._end_overdue()
             self._say_what_it_waits_for()
         workers, self._workers = self._workers, []
@@ -171,7 +178,8 @@ class _Pool:
             seconds = until - time.monotonic()
             if seconds <= 0:
                 break
-            for worker, said in self._crew.listen(committing, seconds):
+            self._crew.wait(committing, seconds)
+            for worker, said in self._crew.heard(committing):
                 with suppress(AmgError):
                     self._workers.remove(worker) if isinstance(said, Ended) else self._hear(worker, said)
         self._crew.dismiss(self._workers, 0.0)

@@ -130,20 +130,26 @@ class RayCrew:
         self._look()
         return self._actors[worker].node not in self._leaving
 
-    def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message | Ended]]:
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        if any(self._actors[worker].is_killed for worker in workers):
+            return
+        if calls := list(self._awaited(workers)):
+            ray.wait(calls, num_returns=1, timeout=seconds)
+        else:
+            time.sleep(min(seconds, 0.1))
+
+    def heard(self, workers: Sequence[Worker]) -> list[tuple[Worker, Message | Ended]]:
         if killed := [worker for worker in workers if self._actors[worker].is_killed]:
             for worker in killed:
                 del self._actors[worker]
             return [(worker, Ended("by Ray")) for worker in killed]
-        by_call = {actor.awaited: worker for worker in workers if (actor := self._actors[worker]).awaited is not None}
-        if not by_call:
-            time.sleep(min(seconds, 0.1))
-            return []
-        calls = list(by_call)
-        ready, _ = ray.wait(calls, num_returns=1, timeout=seconds)
-        if ready and len(calls) > 1:
-            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+        by_call = self._awaited(workers)
+        ready, _ = ray.wait(list(by_call), num_returns=len(by_call), timeout=0) if by_call else ([], [])
         return [(worker, said) for call in ready for worker in [by_call[call]] for said in self._hear(worker, call)]
+
+    def _awaited(self, workers: Sequence[Worker]) -> dict[Any, Worker]:
+        """Who will answer which call."""
+        return {call: worker for worker in workers if (call := self._actors[worker].awaited) is not None}
 
     def _hear(self, worker: Worker, call: Any) -> Sequence[Message | Ended]:
         """What has come of a call: a message, nothing when its stream is at its end, or that its actor is gone."""

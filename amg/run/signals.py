@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Holding:
-    """How deep the main thread is in `held`, and the signal that came meanwhile."""
+    """How deep the main thread is in `deferred`, and the signal that came meanwhile."""
 
     depth = 0
     came: int | None = None
@@ -63,18 +63,32 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Inside, the stopping signals wait; processes started inside are born with them held.
-
-    The mask is the thread's alone, and another thread may take the signal, so the handler waits too.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+def deferred() -> Iterator[None]:
+    """Inside, the first stopping signal waits: what is done here is done whole. A second Ctrl-C does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    number = None
     _Holding.depth += 1
     try:
         yield
     finally:
         _Holding.depth -= 1
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if not _Holding.depth and _Holding.came is not None:
-        number, _Holding.came = _Holding.came, None
+        if not _Holding.depth:
+            number, _Holding.came = _Holding.came, None
+    if number is not None:
         raise Interrupted(number)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """`deferred`, and processes started inside are born with the signals held.
+
+    The mask is the thread's alone, and another thread may take the signal, so the handler waits too.
+    """
+    with deferred():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -62,16 +62,19 @@ class ProcessCrew:
     def may_work(self, worker: Worker) -> bool:
         return True
 
-    def listen(self, workers: Sequence[Worker], seconds: float) -> list[tuple[Worker, Message | Ended]]:
-        ends: list[Connection | int] = []
-        for worker in workers:
-            ends += [self._pipes[worker], self._processes[worker].sentinel]
-        heard = set(connection.wait(ends, seconds))
+    def wait(self, workers: Sequence[Worker], seconds: float) -> None:
+        connection.wait(self._ends(workers), seconds)
+
+    def heard(self, workers: Sequence[Worker]) -> list[tuple[Worker, Message | Ended]]:
+        talking = set(connection.wait(self._ends(workers), 0.0))
         said: list[tuple[Worker, Message | Ended]] = []
         for worker in workers:
-            if self._pipes[worker] in heard or self._processes[worker].sentinel in heard:
+            if talking & {self._pipes[worker], self._processes[worker].sentinel}:
                 said += [(worker, message) for message in self._hear(worker)]
         return said
+
+    def _ends(self, workers: Sequence[Worker]) -> list[Connection | int]:
+        return [end for worker in workers for end in (self._pipes[worker], self._processes[worker].sentinel)]
 
     def _hear(self, worker: Worker) -> list[Message | Ended]:
         """All it has said, and at last its end."""
