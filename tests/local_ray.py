@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import secrets
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def environment(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
         # Ray is a dozen processes that import the same modules: compiled once, they start in half the time.
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-        patch.setenv("PYTHONPYCACHEPREFIX", str(folder.parent / "bytecode"))
+        patch.setenv("PYTHONPYCACHEPREFIX", os.environ.get("PYTHONPYCACHEPREFIX", str(folder.parent / "bytecode")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         yield patch

@@ -512,11 +512,9 @@ class Head:
 
     @property
     def env(self) -> dict[str, str]:
-        """Without anybody's Ray. A dozen processes import the same modules: compiled once, they start faster."""
+        """Without anybody's Ray."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        kept.pop("PYTHONDONTWRITEBYTECODE", None)
-        compiled = self.home.parent / "bytecode"
-        return {**kept, "HOME": str(self.home), "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(compiled)}
+        return {**kept, "HOME": str(self.home), "PYTHONPATH": str(ROOT)}
 
     def submit(self, *arguments: str) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "amg", "submit", *arguments, "--address", self.address]
