@@ -40,6 +40,13 @@ def test_reading_shards_and_sources_through_the_front_door_imports_no_torch() ->
     assert done.stdout.strip() == "False"
 
 
+def test_what_generates_masks_starts_without_torchvision() -> None:
+    """It brings PyTorch's compiler along: two seconds of every worker's start."""
+    code = "import sys, amg.generate, amg.sam.load; print('torchvision' in sys.modules, 'torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False False"
+
+
 def test_the_front_door_opens_to_what_it_promises() -> None:
     assert sorted(amg.__all__) == amg.__all__
     assert set(amg.__all__) == set(amg._HOMES)

@@ -15,7 +15,6 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from amg.errors import ConfigError, SourceError
 
@@ -183,6 +182,8 @@ def _to_rgb(name: str, pixels: Tensor) -> Tensor:
             f"{name}: {pixels.dtype} with transparency and values outside 0 to 1; wanted 0 to 1, uint8, or RGB without"
             " the fourth channel"
         )
+    from torchvision.transforms.v2 import functional as tv  # seconds of imports, which mask generation can do without
+
     scaled = tv.to_dtype(pixels, torch.float32, scale=True)
     colour, alpha = scaled[:3], scaled[3:]
     return tv.to_dtype(colour * alpha + (1 - alpha), pixels.dtype, scale=True)
