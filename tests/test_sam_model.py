@@ -10,11 +10,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amg.sam.config import ARCHITECTURES, VIT_B, VIT_H, VIT_L, Architecture, DecoderConfig, VitConfig
+from amg.geometry import Box, Crop, Size
+from amg.sam.config import (
+    ARCHITECTURES,
+    VIT_B,
+    VIT_H,
+    VIT_L,
+    Architecture,
+    DecoderConfig,
+    TinyVitConfig,
+    VitConfig,
+)
 from amg.sam.decoder import MaskDecoder
 from amg.sam.model import build_sam
 from amg.sam.prompt import PromptEncoder
+from amg.sam.tinyvit import Shortened, TinyVit
 from amg.sam.vit import Vit
+from amg.tensors import Batch
 from tests.sam_reference import assert_near, draw_weights, mobile_pair, mobile_sam, pixels, segment_anything
 
 
@@ -65,6 +77,35 @@ def test_tinyvit_gives_the_reference_features() -> None:
     x_N3SS = pixels(1, 3, 1024, 1024)
     with torch.no_grad():
         assert_near(sam.image_encoder(x_N3SS), theirs.image_encoder(x_N3SS))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3])
+def test_padding_that_is_left_out_of_the_convolutions_is_put_in_again(blocks: int, stride: int) -> None:
+    """For every size of a picture: the map of the whole square, and less than that computed where there is padding."""
+    side = 128
+    config = TinyVitConfig(widths=(8, 8), depths=(blocks, 1), heads=(1, 1), windows=(7, 7), strides=(stride,))
+    encoder = TinyVit(config, channels=8).eval()
+    draw_weights(encoder, seed=1)
+    shorter = 0
+    for covered in range(1, side + 1):
+        x_N3SS = torch.zeros(1, 3, side, side)
+        x_N3SS[:, :, :covered] = pixels(1, 3, covered, side, seed=covered)
+        for size, given in ((Size(covered, side), x_N3SS), (Size(side, covered), x_N3SS.transpose(2, 3))):
+            with torch.no_grad():
+                assert_near(encoder._convolve_covered(given, size), encoder._convolve(given))
+        shorter += Shortened.of(covered, side, blocks=blocks, stride=stride).pixels < side
+    assert shorter > side // 2
+
+
+@pytest.mark.parametrize("size", [Size(1024, 683), Size(768, 1024), Size(1024, 1)])
+def test_tinyvit_gives_the_same_features_without_the_padding(size: Size) -> None:
+    _, sam = mobile_pair()
+    x_N3SS = torch.zeros(1, 3, 1024, 1024)
+    x_N3SS[:, :, : size.height, : size.width] = pixels(1, 3, size.height, size.width)
+    crop = Crop(Box(0, 0, size.width, size.height), layer=0, index=0)
+    with torch.no_grad():
+        assert_near(sam.encode(Batch(x_N3SS, (crop,), (size,))).features_NDGG, sam.image_encoder(x_N3SS))
 
 
 @pytest.mark.parametrize("name", ["vit_t", "vit_b", "vit_l", "vit_h"])

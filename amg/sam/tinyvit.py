@@ -6,10 +6,13 @@ that a map and its tokens (N, H, W, C) are two views of the same bytes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amg.geometry import Size
 from amg.sam.config import TinyVitConfig
 from amg.sam.layers import from_windows, gelu, neck, to_windows
 
@@ -29,12 +32,64 @@ class TinyVit(nn.Module):
         self.head = nn.Linear(widths[-1], config.classes)
         self.neck = neck(widths[-1], channels)
 
-    def forward(self, pixels_N3SS: Tensor) -> Tensor:
-        """Features (N, D, G, G) of normalised pixels."""
-        x_NCHW = self.patch_embed(pixels_N3SS.contiguous(memory_format=torch.channels_last))
-        for stage in self.layers:
+        self.config = config
+
+    def forward(self, pixels_N3SS: Tensor, covered: Size | None = None) -> Tensor:
+        """Features (N, D, G, G) of normalised pixels.
+
+        `covered`: beyond these rows and columns all pixels are zero, which saves work and changes nothing.
+        """
+        pixels_N3SS = pixels_N3SS.contiguous(memory_format=torch.channels_last)
+        x_NCHW = self._convolve(pixels_N3SS) if covered is None else self._convolve_covered(pixels_N3SS, covered)
+        for stage in self.layers[1:]:
             x_NCHW = stage(x_NCHW)
         return self.neck(x_NCHW)
+
+    def _convolve(self, pixels_N3HW: Tensor) -> Tensor:
+        return self.layers[0](self.patch_embed(pixels_N3HW))
+
+    def _convolve_covered(self, pixels_N3SS: Tensor, covered: Size) -> Tensor:
+        """The same, with most of the padding left out and put in again behind the convolutions."""
+        side, blocks, stride = pixels_N3SS.shape[-1], self.config.depths[0], self.config.strides[0]
+        rows, columns = (
+            Shortened.of(pixels, side, blocks=blocks, stride=stride) for pixels in (covered.height, covered.width)
+        )
+        pixels_N3HW = pixels_N3SS[:, :, : rows.pixels, : columns.pixels]
+        x_NHWC = self._convolve(pixels_N3HW).permute(0, 2, 3, 1)
+        return columns.stretch(rows.stretch(x_NHWC, 1), 2).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """One axis of the picture without most of its padding, and of the map that the convolutions make of it.
+
+    Of the map's `cells`, the first `near` depend on what is in the picture, the last `last` on the map's edge. All
+    between them are equal: one is computed, the others are copied.
+    """
+
+    pixels: int
+    cells: int
+    near: int
+    last: int
+
+    @classmethod
+    def of(cls, covered: int, side: int, *, blocks: int, stride: int) -> Shortened:
+        """For a stem that halves twice, so many blocks with a 3x3 convolution each, and one with a stride of 1 or 2."""
+        near = (covered // 2 + 1) // 2 + 1 + blocks
+        near, last = (near // 2 + 1, (blocks + 1) // 2) if stride == 2 else (near + 1, blocks + 1)
+        cell, cells = 4 * stride, side // (4 * stride)
+        if side % cell or stride > 2 or near + 1 + last >= cells:
+            return cls(side, cells, cells, 0)
+        return cls((near + 1 + last) * cell, cells, near, last)
+
+    def stretch(self, x_NHWC: Tensor, dim: int) -> Tensor:
+        """The whole map from the one of the shortened picture, along this dimension."""
+        if self.near == self.cells:
+            return x_NHWC
+        near, between, last = x_NHWC.split([self.near, 1, self.last], dim)
+        sizes = [*x_NHWC.shape]
+        sizes[dim] = self.cells - self.near - self.last
+        return torch.cat([near, between.expand(sizes), last], dim)
 
 
 class ConvNorm(nn.Module):
