@@ -307,7 +307,7 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MASK_REVISION = 2
+MASK_REVISION = 3
 """Part of every fingerprint: goes up whenever the same settings give other masks than before."""
 
 

@@ -218,10 +218,10 @@ class _Generator:
     def _crop(self, image: Image, crop: Crop, grid_P2: NDArray[np.float64], clock: _Clock, chunk_size: int) -> _Found:
         with clock.stage("resize"):
             batch = to_batch(image.pixels_HWC, [crop], self.sam.device)
+            lens = Lens.on(crop, batch.resized[0], image.size)
         with clock.stage("encode"):
-            prepared = self.sam.prepare(self.sam.encode(batch))
+            prepared = self.sam.prepare(self.sam.encode(batch), needed=lens.needed)
         points = grid.place(grid_P2, crop, batch.resized[0])
-        lens = Lens.on(crop, batch.resized[0], image.size)
         return self._prompt(prepared, _chunks(points, chunk_size), lens, clock)
 
     def _prompt(self, prepared: PreparedImage, chunks: Sequence[Points], lens: Lens, clock: _Clock) -> _Found:

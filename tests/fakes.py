@@ -34,7 +34,7 @@ class FakeSam:
     def encode(self, batch: Batch) -> Embedding:
         return Embedding(torch.zeros(len(batch), 1, 1, 1), batch.crops, batch.resized)
 
-    def prepare(self, embedding: Embedding, *, tokens: int = 2) -> Embedding:
+    def prepare(self, embedding: Embedding, *, tokens: int = 2, needed: Size | None = None) -> Embedding:
         return embedding
 
     def decode(self, image: Embedding, points: Points, workspace: object = None) -> MaskLogits:

@@ -75,6 +75,21 @@ def test_small_images_are_decoded_in_factors_too(grid: int) -> None:
     assert_near(iou_PM, plain_PM)
 
 
+@pytest.mark.parametrize("needed", [Size(256, 172), Size(193, 256), Size(1, 256), Size(256, 3), Size(100, 60)])
+def test_what_nobody_looks_at_is_not_drawn_and_the_rest_is_the_same(needed: Size) -> None:
+    _, sam = mobile_pair()
+    whole = sam.decode(sam.prepare(embedding()), points(5))
+    workspace = Workspace()
+    left = workspace.like(whole.logits_PMLL, "logits", *whole.logits_PMLL.shape).fill_(torch.nan)
+    part = sam.decode(sam.prepare(embedding(), needed=needed), points(5), workspace)
+    assert part.logits_PMLL.data_ptr() == left.data_ptr()
+    there = (..., slice(needed.height), slice(needed.width))
+    assert_near(part.logits_PMLL[there], whole.logits_PMLL[there])
+    assert_near(part.iou_PM, whole.iou_PM)
+    drawn = 8 * -(-min(needed.height, needed.width) // 8)  # two lines of tokens at a time
+    assert part.logits_PMLL.isnan().float().mean() == 1 - drawn / 256
+
+
 def test_an_image_that_cannot_be_cut_into_tiles_is_not_factored() -> None:
     _, sam = mobile_pair()
     assert can_factor(sam.mask_decoder, torch.zeros(1, 256, 64, 64), 2)

@@ -73,7 +73,7 @@ def first_pass(  # type: ignore[no-untyped-def]
     """
     prompts = factors.shape[1]
     tokens = k1.shape[1] // prompts
-    scratch.rows_WN[2] = _F(1)
+    _fill(scratch.rows_WN[2], _F(1))
     for tile in range(len(factors)):
         _each_head(k1, image, tile, ASK1, scratch.a_hXN, n)
         for p in range(prompts):
@@ -169,9 +169,7 @@ def _answer(scores_hXN, p, tokens, factors, tile, first, n):  # type: ignore[no-
     for h in range(heads):
         start = (h * rows + p * tokens) * pitch
         shares_of_tokens(scores_hXN, start, pitch, tokens, factors, at + h * (tokens - 1) * pitch, pitch, n)
-    constant = factors[tile, p, first + heads * (tokens - 1)]
-    for i in range(n):
-        constant[i] = _F(1)
+    _fill(factors[tile, p, first + heads * (tokens - 1)], _F(1))
 
 
 @numba.njit(**_EXACT)
@@ -302,9 +300,22 @@ def _take_note(here, sums, p, h, t, first_tile):  # type: ignore[no-untyped-def]
         factor = _F(math.exp(most_BR[p, x] - here))
         most_BR[p, x] = here
         sums.total_BR[p, x] *= factor
-        sums.seen_BRF[p, x] *= factor
-        seen_hXc[h, p * tokens + t] *= factor
+        _scale(sums.seen_BRF[p, x], factor)
+        _scale(seen_hXc[h, p * tokens + t], factor)
     return most_BR[p, x]
+
+
+@numba.njit(**_EXACT)
+def _scale(row, factor):  # type: ignore[no-untyped-def]
+    """As NumPy's `*=`, which takes the compiler seconds."""
+    for i in range(len(row)):
+        row[i] *= factor
+
+
+@numba.njit(**_EXACT)
+def _fill(row, value):  # type: ignore[no-untyped-def]
+    for i in range(len(row)):
+        row[i] = value
 
 
 @numba.njit(**_EXACT)

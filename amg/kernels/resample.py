@@ -45,6 +45,11 @@ class Axis:
     def length(self) -> int:
         return self.pixel_index_2N.shape[1]
 
+    @property
+    def needed(self) -> int:
+        """So many logits, from the first, are looked at."""
+        return min(int(self.block_N[-1]) + 3, LOGITS_SIDE)
+
 
 def plan_axis(length: int, resized: int) -> Axis:
     """The axis of a crop with `length` pixels that took `resized` pixels of the model's square."""
@@ -201,6 +206,15 @@ def _widest(start):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def _blocks(start, length):  # type: ignore[no-untyped-def]
+    """How many blocks there are before the end of the axis."""
+    blocks = 0
+    while start[blocks] < length:
+        blocks += 1
+    return blocks
+
+
+@numba.njit(nogil=True, cache=True)
 def _range_3x3(logits, rows, columns, lowest, highest, low_row, high_row):  # type: ignore[no-untyped-def]
     """Least and greatest of the 3x3 logits that begin at each cell (fewer at the far edges)."""
     n_rows, n_columns = logits.shape
@@ -224,7 +238,7 @@ UNSURE = 4
 @numba.njit(nogil=True, cache=True)
 def _classify(logits, r, columns, thresholds, low_row, high_row, codes):  # type: ignore[no-untyped-def]
     """How many thresholds the blocks of a row are above, or UNSURE, from the 3x3 logits under each."""
-    n_rows, n_columns = logits.shape
+    n_rows, n_columns = len(logits), min(logits.shape[1], columns + 2)
     first, second, third = logits[r], logits[min(r + 1, n_rows - 1)], logits[min(r + 2, n_rows - 1)]
     for c in range(n_columns):
         a, b, d = first[c], second[c], third[c]
@@ -308,7 +322,7 @@ def _count_line(line, n, thresholds, xa, y, counts, extent):  # type: ignore[no-
 @numba.njit(nogil=True, cache=True)
 def _score(logits_CLL, which_K, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, pyi, pyw, ys, count, box):  # type: ignore[no-untyped-def]
     width, height = pxi.shape[1], pyi.shape[1]
-    columns, rows = np.searchsorted(xs, width), np.searchsorted(ys, height)
+    columns, rows = _blocks(xs, width), _blocks(ys, height)
     codes = np.empty((rows, columns), np.int32)
     widths = (xs[1 : columns + 1] - xs[:columns]).astype(np.int32)
     side = logits_CLL.shape[1]
@@ -335,7 +349,8 @@ def _score(logits_CLL, which_K, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, py
                 for j in range(yb - ya):
                     _count_line(patch[j], xb - xa, thresholds, xa, ya + j, count[k], extent)
         if count[k, 1]:
-            box[k] = extent
+            for i in range(4):
+                box[k, i] = extent[i]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -360,7 +375,9 @@ def _draw(logits, row0, column0, threshold, mxi, mxw, pxi, pxw, xs, myi, myw, py
             if most + slack <= threshold:
                 continue
             if least - slack > threshold:
-                bits[xa - x0 : xb - x0, ya - y0 : yb - y0] = 1
+                for i in range(xa - x0, xb - x0):
+                    for j in range(ya - y0, yb - y0):
+                        bits[i, j] = 1
                 continue
             _evaluate(logits, row0, column0, mxi, mxw, pxi, pxw, xa, xb, myi, myw, pyi, pyw, ya, yb, middle, patch)
             for i in range(xb - xa):

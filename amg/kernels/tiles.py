@@ -7,6 +7,7 @@ fall into the same few places of the cache.
 from __future__ import annotations
 
 import numba
+import numpy as np
 
 from amg.kernels.simd import COLUMNS, ROWS
 
@@ -14,12 +15,12 @@ PAD = 16
 """Unused numbers at the end of a row: a cache line of 64 bytes."""
 
 # The blocks of C rows of an image's tiles, in this order; after them the rows that become the first convolution's
-# output, then the five single rows.
-ASK1, CROSS1, KEY2, PLACED_KEY2, VALUE2 = 0, 1, 2, 3, 4
-ASK2, PLACED_ASK2, CROSS2, CROSS3, KEY3, PLACED_KEY3, VALUE3 = 5, 6, 7, 8, 9, 10, 11
-BLOCKS = 12
-SQUARE1, CONSTANT1, SQUARE2, CONSTANT2, CONSTANT3 = 0, 1, 2, 3, 4
-SINGLES = 5
+# output, then the five single rows. NumPy's integers: of Python's Numba would compile a function for each number.
+BLOCKS, SINGLES = 12, 5
+ASK1, CROSS1, KEY2, PLACED_KEY2, VALUE2, ASK2, PLACED_ASK2, CROSS2, CROSS3, KEY3, PLACED_KEY3, VALUE3 = np.arange(
+    BLOCKS
+)
+SQUARE1, CONSTANT1, SQUARE2, CONSTANT2, CONSTANT3 = np.arange(SINGLES)
 
 DRAWN = 128
 """About so many tokens are upscaled at once: what they become fits into the second cache."""

@@ -38,25 +38,29 @@ class Canvas(NamedTuple):
 
 
 @numba.njit(**_EXACT)
-def draw(image, conv_BXF, upscaling, masks_PMV, n, grid, factors, logits_PMLL, canvas):  # type: ignore[no-untyped-def]
+def draw(  # type: ignore[no-untyped-def]
+    image, conv_BXF, upscaling, masks_PMV, n, grid, by_columns, lines, factors, logits_PMLL, canvas
+):
     """Mask logits (P, M, 4G, 4G) of the first P prompts, from their factors.
 
-    conv: (B, 4U, 2F+1), the first convolution of the factors' vectors.
+    conv: (B, 4U, 2F+1), the first convolution of the factors' vectors. The tokens lie row by row, or `by_columns`; of
+    the G lines the first `lines` are drawn, and a few more where a step has several.
     """
     wide, f = conv_BXF.shape[1:]
     pitch, short = image.shape[2], canvas.first_YN.shape[1]
     step = drawn_size(n, grid)
     for tile in range(len(factors)):
+        end = min(n, lines * grid - tile * n)
         for p in range(len(masks_PMV)):
             at = (tile * factors.shape[1] + p) * factors.shape[2] * pitch
-            for begin in range(0, n, step):
+            for begin in range(0, end, step):
                 product(conv_BXF, p * wide * f, f, factors, at + begin, pitch, canvas.first_YN, 0, short, wide, step, f)
                 for part in range(4):
                     _upscale(part, image, tile, factors, at + begin, f, begin, upscaling, canvas, step)
                     for corner in range(4):
                         row, column = 2 * (part // 2) + corner // 2, 2 * (part % 2) + corner % 2
                         _dots(canvas, corner, upscaling.conv_bias_V, masks_PMV, p, step, 4 * row + column)
-                _put_in_place(canvas.drawn_XMN, tile * n + begin, step, grid, logits_PMLL, p)
+                _put_in_place(canvas.drawn_XMN, (tile * n + begin) // grid, step, grid, by_columns, logits_PMLL, p)
 
 
 @numba.njit(**_EXACT)
@@ -95,19 +99,20 @@ def _dots(canvas, corner, bias, masks_PMV, p, n, place):  # type: ignore[no-unty
 
 
 @numba.njit(**_EXACT)
-def _put_in_place(drawn_XMN, first, n, grid, logits_PMLL, p):  # type: ignore[no-untyped-def]
-    """The 16 pixels of each of `n` tokens, whole lines at a time."""
+def _put_in_place(drawn_XMN, first, n, grid, by_columns, logits_PMLL, p):  # type: ignore[no-untyped-def]
+    """The 16 pixels of each of `n` tokens, which are whole lines of the grid from line `first` on."""
     for m in range(drawn_XMN.shape[1]):
-        for row in range(n // grid):
-            for dy in range(4):
-                line = logits_PMLL[p, m, 4 * (first // grid + row) + dy]
-                a, b = drawn_XMN[4 * dy, m], drawn_XMN[4 * dy + 1, m]
-                c, d = drawn_XMN[4 * dy + 2, m], drawn_XMN[4 * dy + 3, m]
+        logits = logits_PMLL[p, m]
+        for dy in range(4):
+            a, b = drawn_XMN[4 * dy, m], drawn_XMN[4 * dy + 1, m]
+            c, d = drawn_XMN[4 * dy + 2, m], drawn_XMN[4 * dy + 3, m]
+            for line in range(n // grid):
                 for i in range(grid):
-                    token = row * grid + i
-                    line[4 * i], line[4 * i + 1], line[4 * i + 2], line[4 * i + 3] = (
-                        a[token],
-                        b[token],
-                        c[token],
-                        d[token],
-                    )
+                    row, column, token = first + line, i, line * grid + i
+                    if by_columns:
+                        row, column = column, row
+                    pixels = logits[4 * row + dy]
+                    pixels[4 * column] = a[token]
+                    pixels[4 * column + 1] = b[token]
+                    pixels[4 * column + 2] = c[token]
+                    pixels[4 * column + 3] = d[token]

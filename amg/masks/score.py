@@ -35,6 +35,11 @@ class Lens:
             crop, image, resample.plan_axis(size.width, resized.width), resample.plan_axis(size.height, resized.height)
         )
 
+    @property
+    def needed(self) -> Size:
+        """Rows and columns of the logits that the crop sees; beyond them lies the padding."""
+        return Size(self.y.needed, self.x.needed)
+
 
 class Shelf:
     """Room for the logits of one crop's candidates: one block of float32, so that the heap is not left in pieces.

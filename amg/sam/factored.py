@@ -36,7 +36,7 @@ from amg.sam.layers import LayerNorm2d
 from amg.sam.transformer import Attention, TwoWayBlock
 from amg.tensors import Workspace, from_host, to_host
 
-CHUNK = 8
+CHUNK = 16
 """Prompts that go over the image's tokens together, at most; a multiple of 4."""
 
 
@@ -45,7 +45,8 @@ def decode_factored(
 ) -> tuple[Tensor, Tensor]:
     """The logits (P, M, L, L) and IoU (P, M) of `MaskDecoder.forward`, without gradients.
 
-    The logits lie in the workspace: the next call with it overwrites them.
+    The logits lie in the workspace: the next call with it overwrites them. What `factor` was told nobody needs stays as
+    it was there.
     """
     side, m = 4 * image.grid, len(decoder.output_hypernetworks_mlps) - 1 if multimask else 1
     logits_PMLL = workspace.like(sparse_PKD, "logits", len(sparse_PKD), m, side, side)
@@ -204,9 +205,8 @@ def _draw(
         room("drawn", 16, weights_PMV.shape[1], drawn),
     )
     masks = to_host(weights_PMV.contiguous())
-    draw(
-        room.image, to_host(conv_BUF), upscaling, masks, room.n, image.grid, room.factors, to_host(logits_PMLL), canvas
-    )
+    order = image.grid, image.by_columns, image.lines
+    draw(room.image, to_host(conv_BUF), upscaling, masks, room.n, *order, room.factors, to_host(logits_PMLL), canvas)
 
 
 def _upscaling(decoder: MaskDecoder) -> Upscaling:

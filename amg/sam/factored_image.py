@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amg.geometry import Size
 from amg.kernels import tiles
 from amg.kernels.simd import ROWS
 from amg.sam.decoder import MaskDecoder
@@ -20,7 +22,10 @@ from amg.sam.transformer import TwoWayTransformer
 MOST_TOKENS = 8
 """Tokens of a prompt's own, beside the decoder's five: factors grow with their number, and their squares."""
 
-Rows = dict[int, Tensor]
+DRAWN_SIDE = 4
+"""A token becomes so many rows and columns of logits."""
+
+Rows = dict[int | np.int_, Tensor]
 """By their number in `kernels/tiles.py`, (rows, I)."""
 
 
@@ -28,7 +33,8 @@ Rows = dict[int, Tensor]
 class FactoredImage:
     """The image's side of the decoder, and the weights in the forms that a prompt's factors are multiplied with.
 
-    `tiles_QXN`: the rows of `kernels/tiles.py`. `k_1hIc`, `v_1hIc`: what prompt tokens of block 1 attend to.
+    `tiles_QXN`: the rows of `kernels/tiles.py`. `k_1hIc`, `v_1hIc`: what prompt tokens of block 1 attend to. The tokens
+    lie row by row, or `by_columns`; logits are drawn of the first `lines` of the grid's lines.
     """
 
     tiles_QXN: Tensor
@@ -36,6 +42,8 @@ class FactoredImage:
     v_1hIc: Tensor
     weights: FactoredWeights
     grid: int
+    by_columns: bool
+    lines: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,19 +76,39 @@ def can_factor(decoder: MaskDecoder, features_1DGG: Tensor, tokens: int) -> bool
     return on_host and fits and tokens <= MOST_TOKENS and tiles.tile_size(features_1DGG.shape[-1]) > 0
 
 
-def factor(decoder: MaskDecoder, features_1DGG: Tensor, position_1DGG: Tensor, no_mask_1DGG: Tensor) -> FactoredImage:
-    """Everything of an image that does not depend on the prompt."""
+def factor(
+    decoder: MaskDecoder,
+    features_1DGG: Tensor,
+    position_1DGG: Tensor,
+    no_mask_1DGG: Tensor,
+    needed: Size | None = None,
+) -> FactoredImage:
+    """Everything of an image that does not depend on the prompt.
+
+    `needed`: rows and columns of logits that somebody will look at; the others need not be drawn. The tokens are put in
+    such an order that the padding of the image, be it below or on the right, comes last.
+    """
+    grid = features_1DGG.shape[-1]
+    needed = needed or Size(grid * DRAWN_SIDE, grid * DRAWN_SIDE)
+    rows, columns = (min(grid, -(-side // DRAWN_SIDE)) for side in (needed.height, needed.width))
+    by_columns = columns < rows
+    if by_columns:
+        features_1DGG, position_1DGG, no_mask_1DGG = (
+            map_1DGG.transpose(2, 3) for map_1DGG in (features_1DGG, position_1DGG, no_mask_1DGG)
+        )
     vectors = _vectors(decoder)
     position_DI = position_1DGG[0].flatten(1)
     plain_DI = (features_1DGG + no_mask_1DGG)[0].flatten(1)
     placed_DI = plain_DI + position_DI
     attention = decoder.transformer.blocks[0].cross_attn_token_to_image
     return FactoredImage(
-        tiles_QXN=_in_tiles(_rows(decoder, vectors, plain_DI, placed_DI, position_DI), features_1DGG.shape[-1]),
+        tiles_QXN=_in_tiles(_rows(decoder, vectors, plain_DI, placed_DI, position_DI), grid),
         k_1hIc=attention.split(_apply(attention.k_proj, placed_DI).T[None]).contiguous(),
         v_1hIc=attention.split(_apply(attention.v_proj, plain_DI).T[None]).contiguous(),
         weights=_weights(decoder, vectors),
-        grid=features_1DGG.shape[-1],
+        grid=grid,
+        by_columns=by_columns,
+        lines=min(rows, columns),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amg.errors import ConfigError
+from amg.geometry import Size
 from amg.sam.config import Architecture, TinyVitConfig
 from amg.sam.decoder import MaskDecoder
 from amg.sam.factored import decode_factored
@@ -67,23 +68,31 @@ class Sam(nn.Module):
     @torch.no_grad()
     def encode(self, batch: Batch) -> Embedding:
         """The image embedding of every crop."""
-        return Embedding(self.image_encoder(batch.pixels_N3SS), batch.crops, batch.resized)
+        encoder, pixels_N3SS = self.image_encoder, batch.pixels_N3SS
+        if isinstance(encoder, TinyVit):
+            covered = Size(max(size.height for size in batch.resized), max(size.width for size in batch.resized))
+            features_NDGG = encoder(pixels_N3SS, covered)
+        else:
+            features_NDGG = encoder(pixels_N3SS)
+        return Embedding(features_NDGG, batch.crops, batch.resized)
 
     @torch.no_grad()
-    def prepare(self, embedding: Embedding, *, tokens: int = 2) -> PreparedImage:
+    def prepare(self, embedding: Embedding, *, tokens: int = 2, needed: Size | None = None) -> PreparedImage:
         """What all prompts on one crop share; made once per crop, about the cost of some points.
 
-        `tokens`: how many each prompt has, a point being two with its padding.
+        `tokens`: how many each prompt has, a point being two with its padding. `needed`: rows and columns of logits
+        that will be looked at; what `decode` leaves in the others is undefined.
         """
         assert len(embedding) == 1, f"{len(embedding)} crops: take one, `embedding[n]`"
         _, no_mask_1DGG = self.prompt_encoder()
         images = embedding.features_NDGG, self.prompt_encoder.grid_encoding(), no_mask_1DGG
-        prepare = factor if can_factor(self.mask_decoder, embedding.features_NDGG, tokens) else share
-        return prepare(self.mask_decoder, *images)
+        if can_factor(self.mask_decoder, embedding.features_NDGG, tokens):
+            return factor(self.mask_decoder, *images, needed)
+        return share(self.mask_decoder, *images)
 
     @torch.no_grad()
     def decode(self, image: PreparedImage, points: Points, workspace: Workspace | None = None) -> MaskLogits:
-        """Three masks for each point, as one foreground click; fastest in small chunks (8 points on a CPU).
+        """Three masks for each point, as one foreground click; fastest in small chunks (16 points on a CPU).
 
         With the same `workspace` for one chunk after the other its memory is taken from the system once; the logits lie
         in it: the next `decode` overwrites them.
