@@ -25,7 +25,7 @@ MOST_TOKENS = 8
 DRAWN_SIDE = 4
 """A token becomes so many rows and columns of logits."""
 
-Rows = dict[int | np.int_, Tensor]
+Rows = dict[np.int_, Tensor]
 """By their number in `kernels/tiles.py`, (rows, I)."""
 
 
@@ -170,7 +170,7 @@ def _rows(decoder: MaskDecoder, vectors: _Vectors, plain_DI: Tensor, placed_DI: 
     blocks2, singles2, base_UI = _rows_of_x(vectors, x_DI, c)
     blocks = blocks1 | blocks2 | _rows_of_places(transformer, placed_DI, position_DI)
     singles = singles1 | singles2
-    ordered = [*(blocks[n] for n in range(tiles.BLOCKS)), base_UI, *(singles[n] for n in range(tiles.SINGLES))]
+    ordered = [*(blocks[n] for n in np.arange(tiles.BLOCKS)), base_UI, *(singles[n] for n in np.arange(tiles.SINGLES))]
     return torch.cat(ordered)
 
 
