@@ -10,6 +10,7 @@ memory     peak memory of the command on images of 12 and 100 megapixels
 ceiling    seconds, operations and bytes by stage, and the share of this machine's measured ceiling
 cores      how busy the command keeps the cores over a folder of photos
 parity     the masks of a folder of photos against the reference's
+itself     a photo above 2 megapixels: ours against the reference, and the reference against itself at another batch
 precision  the masks of `model.precision: fast` against those of `parity`, on a folder of photos
 
 Each row is measured in fresh processes and can be had alone. The last line is one JSON document. Exit status 1 when a
@@ -57,6 +58,7 @@ ROWS: Mapping[str, Measurement] = {
     "ceiling": Measurement(ceiling.row, ceiling.lines),
     "cores": Measurement(cores.row, cores.lines),
     "parity": Measurement(same_masks.row, same_masks.lines),
+    "itself": Measurement(same_masks.itself_row, same_masks.itself_lines),
     "precision": Measurement(precision.row, precision.lines),
 }
 

@@ -1,4 +1,7 @@
-"""The row of parity: are the masks of a folder of photos the reference's? By the comparison of `tests/parity.py`.
+"""The rows of parity: are the masks of a folder of photos the reference's? By the comparison of `tests/parity.py`.
+
+On one larger photo: do ours agree with the reference's as well as the reference does with itself at another batch size?
+Where a pixel is a fraction of a logit wide, rounding decides about more of them.
 
 The reference takes minutes a photo. With a folder for its records it is asked once for each photo and settings; the
 files are those of `tests/reference_amg.py`.
@@ -11,6 +14,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from tests.bench.options import Options
 
 MIN_IDENTICAL = 0.97
 MOST_PIXELS = 2_000_000
+OTHER_BATCH = 4
+"""Points a batch of the reference against itself, whose default is 64."""
 
 Row = dict[str, Any]
 
@@ -35,6 +41,46 @@ def row(options: Options) -> Row:
         runs.append(parity.run(photo.stem, sam, pixels_HWC, options.settings, theirs, seconds))
         print("  " + runs[-1].line(), flush=True)
     return summarize(runs, options)
+
+
+def itself_row(options: Options) -> Row:
+    model = quietly(options.weights)
+    pixels_HWC = reference_amg.read_rgb(options.photo)
+    theirs, _ = reference_records(model, options.photo, options)
+    other = replace(options, settings=options.settings | {"points_per_batch": OTHER_BATCH})
+    again, _ = reference_records(model, options.photo, other)
+    run = parity.run(options.photo.stem, parity.load_ours(options.weights), pixels_HWC, options.settings, theirs, 0.0)
+    return held_against_itself(run.parity, parity.compare(again, theirs), options, pixels_HWC.shape[:2])
+
+
+def held_against_itself(ours: parity.Parity, itself: parity.Parity, options: Options, size: tuple[int, int]) -> Row:
+    """`passed` when no field that tells of agreement is below the reference's with itself."""
+    not_below = (
+        ours.matched >= itself.matched,
+        ours.ours - ours.matched <= itself.ours - itself.matched,
+        ours.min_iou >= min(itself.min_iou, parity.MIN_MATCHED_IOU),
+        ours.identical_share >= itself.identical_share,
+    )
+    return {
+        "settings": options.settings,
+        "photo": options.photo.name,
+        "size": list(size),
+        "other_batch": OTHER_BATCH,
+        "ours": asdict(ours),
+        "itself": asdict(itself),
+        "passed": all(not_below),
+    }
+
+
+def itself_lines(row: Row) -> list[str]:
+    return [
+        f"{name}: {found['matched']} of {found['reference']} masks matched, worst IoU {found['min_iou']:.6f}, "
+        f"{found['identical_share']:.1%} identical"
+        for name, found in (
+            ("ours against the reference", row["ours"]),
+            (f"the reference with {row['other_batch']} points a batch against itself with 64", row["itself"]),
+        )
+    ]
 
 
 def quietly(weights: Path) -> Any:

@@ -174,6 +174,22 @@ def parity(row: Row) -> str:
     return "\n\n".join((table(["", "measured", "bar"], lines), *problems))
 
 
+def itself(row: Row) -> str:
+    lines = [
+        [
+            name,
+            f"{found['matched']} of {found['reference']}",
+            f"{found['min_iou']:.6f}",
+            f"{found['identical_share']:.1%}",
+        ]
+        for name, found in (
+            ("ours, the reference", row["ours"]),
+            (f"the reference with {row['other_batch']} points a batch, itself with 64", row["itself"]),
+        )
+    ]
+    return table(["one against the other", "matched masks", "worst IoU", "identical"], lines)
+
+
 def precision(row: Row) -> str:
     encoder, whole = row["encoder_seconds"], row["seconds"]
     photos = len(row["photos"])
@@ -275,6 +291,7 @@ OF_ROWS = {
     "ceiling": ceiling,
     "cores": cores,
     "parity": parity,
+    "itself": itself,
     "precision": precision,
     "library": library,
 }
