@@ -173,7 +173,8 @@ class MaskSet:
 class Receipt:
     """What one shard came to. `won` is False when another worker had committed the same shard first.
 
-    `size_bytes` is the size of the file that was made of it, whether it won or not.
+    `size_bytes` is the size of the file that was made of it, whether it won or not; `peak_memory_mb` (10^6 bytes) the
+    most that the process which made it has held so far.
     """
 
     shard: int
@@ -182,6 +183,7 @@ class Receipt:
     won: bool
     seconds: Mapping[str, float] = field(default_factory=dict)
     size_bytes: int = 0
+    peak_memory_mb: float = 0.0
 
 
 def _seen(name: str, array: NDArray[Any]) -> str:

@@ -21,8 +21,10 @@ from amg.config import Config, load_config, masks_depend_on
 from amg.errors import StorageError, WorkerError
 from amg.run import pool
 from amg.run.job import Hands, run_job
+from amg.run.metrics import DriverMetrics, NotRecorded
 from amg.run.progress import Silent, Summary
 from amg.run.shard import Job
+from amg.run.tally import Tally
 from amg.run.workers import ProcessCrew
 from amg.sources.inputs import open_source
 from amg.storage.url import open_store
@@ -184,6 +186,16 @@ def test_each_worker_and_each_that_replaces_it_is_told_its_device(tmp_path: Path
     assert devices("three", ["cuda:0", "cuda:1", "cuda:0"], sound) == ["cuda:0", "cuda:0", "cuda:1"]
     assert devices("one", ["cuda:1"], [photos / "0003-segv-in-model.png"]) == ["cuda:1"] * 4  # the last commits the row
     assert by_status(tmp_path / "one-out") == {"crash": ["0003-segv-in-model"]}
+
+
+def test_the_summary_tells_the_memory_of_the_largest_process_wherever_it_was(tmp_path: Path) -> None:
+    heard = Heard()
+    summary = job(make_photos(tmp_path / "photos", 4), tmp_path / "out", heard)
+    assert 10 < max(receipt.peak_memory_mb for receipt in heard.receipts) <= summary.peak_memory_mb
+    tally = Tally(Silent(), DriverMetrics(NotRecorded()))
+    tally.shard(Receipt(0, {"ok": 1}, 3, True, {}, 1000, peak_memory_mb=1e6))
+    tally.shard(Receipt(1, {"ok": 1}, 3, True, {}, 1000, peak_memory_mb=1e5))
+    assert tally.summary("out", 2, 0, 1.0).peak_memory_mb == 1e6
 
 
 def test_workers_share_the_cores_and_the_plan_remembers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from amg import __version__
 from amg.config import Config, fingerprint, flatten
 from amg.run.ahead import decode_ahead
 from amg.run.leases import Lease
+from amg.run.machine import peak_memory_mb
 from amg.shards import schema, writer
 from amg.sources.source import Source
 from amg.storage.store import Store
@@ -131,7 +132,7 @@ def commit(lease: Lease, results: Sequence[Result], job: Job) -> Receipt:
     }
     content = writer.to_bytes(table, footer)
     won = job.store.create_if_absent(shard.path, content)
-    return Receipt(shard.number, rows, masks, won, seconds, len(content))
+    return Receipt(shard.number, rows, masks, won, seconds, len(content), peak_memory_mb())
 
 
 def total_seconds(results: Sequence[Result]) -> Mapping[str, float]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections import Counter
 
+from amg.run.machine import peak_memory_mb
 from amg.run.metrics import DeathCause, DriverMetrics
 from amg.run.plan import Plan, Shard
 from amg.run.progress import Observer, Summary
@@ -27,6 +26,7 @@ class Tally:
         self._masks = 0
         self._written = 0
         self._elsewhere = 0
+        self._peak_mb = 0.0
         self._planned = self._left = (0, 0)  # shards and images
 
     def start(self, plan: Plan, left: Plan) -> None:
@@ -47,6 +47,7 @@ class Tally:
         self._seconds.update(receipt.seconds)
         self._masks += receipt.masks
         self._written += receipt.won
+        self._peak_mb = max(self._peak_mb, receipt.peak_memory_mb)
         for failure in self._in_hand.pop(receipt.shard, {}).values():
             if failure is not None and len(self._failures) < FAILURES_SHOWN:
                 self._failures.append((failure.ref.key, str(failure.status), failure.reason))
@@ -95,12 +96,6 @@ class Tally:
             masks=self._masks,
             seconds=dict(self._seconds),
             wall_seconds=wall_seconds,
-            peak_memory_mb=peak_memory_mb(),
+            peak_memory_mb=max(self._peak_mb, peak_memory_mb()),
             shards_written=self._written,
         )
-
-
-def peak_memory_mb() -> float:
-    """The most memory that this process, or one of its workers that ended, has held, in MB."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
