@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from amg.run.workers import ProcessCrew
 from amg.sources.inputs import open_source
 from amg.storage.url import open_store
 from amg.values import Failure, MaskSet, Receipt
-from tests.chaos import standin
+from tests.chaos import disk, standin
 from tests.chaos.killer import family, rows
 from tests.chaos.standin import make_photos, run_local
 
@@ -209,14 +210,12 @@ def test_workers_share_the_cores_and_the_plan_remembers(monkeypatch: pytest.Monk
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(disk.tiny_disk(tmp_path / "disk", "2m"))
+        except disk.NotMounted as error:
+            pytest.skip(str(error))
+        yield folder
 
 
 @pytest.mark.parametrize("workers", [1, 2])

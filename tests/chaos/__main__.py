@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.chaos.disk import tiny_disk
 from tests.chaos.killer import Row, chaos, finish, rows, start
 from tests.chaos.on_ray import ChaosOnRay, chaos_on_ray, cluster_of_raylets
 from tests.chaos.standin import POISON, make_photos
@@ -23,7 +24,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--images", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ray", action="store_true", help="on a cluster of raylets, to a folder and an object store")
+    parser.add_argument(
+        "--ray", action="store_true", help="on a cluster of raylets, to a full disk and an object store"
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
@@ -43,12 +46,13 @@ def main() -> int:
 
 
 def on_ray(folder: Path, photos: Path, calm: Sequence[Row], *, kills: int, seed: int) -> ChaosOnRay:
-    """Every other output lies in an object store where one request in twenty goes wrong."""
-    with serving() as remote:
+    """Outputs on a disk of 1 MB that runs full, and in an object store where one request in twenty goes wrong."""
+    with serving() as remote, tiny_disk(folder / "disk", "1m") as disk:
         os.environ |= remote.env
         remote.faults.at_random(0.05, seed=seed)
         with cluster_of_raylets(folder) as cluster:
-            return chaos_on_ray([str(folder), remote.url], photos, calm, cluster, kills=kills, seed=seed)
+            places = [str(disk), remote.url]
+            return chaos_on_ray(places, photos, calm, cluster, kills=kills, seed=seed, disk=disk)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster whose workers, drivers and machines are killed at random moments.
 
-The cluster is one of raylets on this machine. A job may write to a folder or, with `remote`, to a faulty object store.
+The cluster is one of raylets on this machine. A job may write to a folder, to a disk that runs full or to a faulty
+object store.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from amg.run.verify import verify_output
+from tests.chaos.disk import enlarge
 from tests.chaos.killer import faults, finish, start
 from tests.local_ray import environment
 
@@ -39,6 +41,7 @@ NOTICED_SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 10
 """A lost node is known after three seconds, instead of fifteen."""
 SETTINGS = ("shards.images_per_shard=10", "run.image_timeout_s=10", "run.threads=1")
 SECONDS_TO_END = 600.0
+FULL, ENLARGED = "No space left on device; make room on that disk", "1g"
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class ChaosOnRay:
     exits: dict[str, int] = field(default_factory=dict)
     outputs: int = 0
     two_at_once: int = 0
+    full_disks: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -76,13 +80,19 @@ def chaos_on_ray(
     *,
     kills: int,
     seed: int,
+    disk: Path | None = None,
 ) -> ChaosOnRay:
-    """Strike until `kills` have hit, at jobs that write to one place after the other; then let calm jobs finish all."""
+    """Strike until `kills` have hit, at jobs that write to one place after the other; then let calm jobs finish all.
+
+    `disk`: one of the places, which gets larger when a driver says that it is full, or before the calm job.
+    """
     seen, rng = ChaosOnRay(), random.Random(seed)
     while sum(seen.kills.values()) < kills:
         out = f"{places[seen.outputs % len(places)]}/out-{seen.outputs}"
         seen.outputs += 1
-        _strike_until_done(out, photos, cluster, seen, rng, kills)
+        _strike_until_done(out, photos, cluster, seen, rng, kills, disk)
+        if disk is not None and out.startswith(str(disk)):
+            enlarge(disk, ENLARGED)
         status, said = finish(job(photos, out), timeout=SECONDS_TO_END)
         if status:
             seen.wrong.append(f"{out}: the calm run ended with {status}: {said[-2000:]}")
@@ -102,7 +112,13 @@ def job(photos: Path, out: str) -> subprocess.Popen[str]:
 
 
 def _strike_until_done(
-    out: str, photos: Path, cluster: Cluster, seen: ChaosOnRay, rng: random.Random, kills: int
+    out: str,
+    photos: Path,
+    cluster: Cluster,
+    seen: ChaosOnRay,
+    rng: random.Random,
+    kills: int,
+    disk: Path | None,
 ) -> None:
     """One driver, now and then two, at work on an output; over when one of them is, or enough have been struck."""
     drivers: list[subprocess.Popen[str]] = []
@@ -114,7 +130,7 @@ def _strike_until_done(
         time.sleep(rng.uniform(0.1, 2.0))
         ended = [driver for driver in drivers if driver.poll() is not None]
         drivers = [driver for driver in drivers if driver not in ended]
-        notes = [_note_end(driver, out, seen) for driver in ended]
+        notes = [_note_end(driver, out, seen, disk) for driver in ended]
         if any(notes):
             break
         kind = rng.choices(KINDS, WEIGHTS)[0]
@@ -126,12 +142,15 @@ def _strike_until_done(
         driver.communicate()
 
 
-def _note_end(driver: subprocess.Popen[str], out: str, seen: ChaosOnRay) -> bool:
-    """Count how a driver ended; whether it was the end of the job."""
+def _note_end(driver: subprocess.Popen[str], out: str, seen: ChaosOnRay, disk: Path | None) -> bool:
+    """Count how a driver ended; whether it was the end of the job. A disk that it found full gets larger."""
     _, said = driver.communicate()
     key = str(driver.returncode)
     seen.exits[key] = seen.exits.get(key, 0) + 1
-    if driver.returncode not in (0, -signal.SIGKILL, 128 + signal.SIGINT):
+    if driver.returncode == 1 and FULL in said and disk is not None and out.startswith(str(disk)):
+        seen.full_disks += 1
+        enlarge(disk, ENLARGED)
+    elif driver.returncode not in (0, -signal.SIGKILL, 128 + signal.SIGINT):
         seen.wrong.append(f"{out}: a driver ended with {driver.returncode}: {said[-2000:]}")
     return driver.returncode == 0
 
