@@ -86,7 +86,12 @@ class TestOnOneMachine:
         job(photos, tmp_path / "out", run__image_timeout_s=5.0)
         assert by_status(tmp_path / "out") == {"ok": ["0000", "0001", "0002"], "timeout": ["0001-hang"]}
 
-    def test_a_worker_that_is_stopped_for_long_loses_its_shard_and_may_come_back(self, tmp_path: Path) -> None:
+    def test_a_worker_that_is_stopped_for_long_loses_its_shard_and_may_come_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be stopped at an image, or when it is about to write them."""
+        monkeypatch.setattr("amg.run.pool.SECONDS_TO_WRITE", 5.0)
+
         class Stopper(Heard):
             def image(self, result: MaskSet | Failure, shard: int) -> None:
                 super().image(result, shard)

@@ -143,6 +143,24 @@ def test_a_shard_that_kills_again_and_again_is_given_up_when_the_others_are_done
     assert sum(lease.shard.number == 2 for given in crew.given.values() for lease in given) == 6
 
 
+def test_a_worker_that_does_not_come_back_from_writing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one on a network drive that hangs: all its images are done, so no image is late."""
+    monkeypatch.setattr(pool, "SECONDS_TO_WRITE", 0.05)
+    hung: list[Worker] = []
+
+    class Hangs(Crew):
+        def _do(self, worker: Worker, lease: Lease) -> None:
+            super()._do(worker, lease)
+            if lease.shard.number == 3 and not hung:
+                hung.append(worker)
+                self.said.pop()  # the receipt
+
+    crew = Hangs()
+    heard = label(crew, 8)
+    assert sorted(receipt.shard for receipt in heard.receipts) == list(range(8))
+    assert len(crew.hired) == 3
+
+
 def test_workers_that_end_before_they_are_ready_end_the_job() -> None:
     class Stillborn(Crew):
         def hire(self, wanted: int) -> list[Worker]:

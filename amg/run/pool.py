@@ -29,6 +29,8 @@ ENDS_IN_VAIN = 5
 """Workers that end or break, one after the other and without anything done between them; then no more are hired."""
 COMMIT_SECONDS = 5.0
 """What a job that is interrupted grants to a worker whose images are all labeled."""
+SECONDS_TO_WRITE = 600.0
+"""What a worker has for writing a shard: more than a store takes that is asked again and again, and then gives up."""
 SECONDS_TO_LOOK_AGAIN = 5.0
 """After so long without a word the pool looks whether there is room for more workers."""
 SECONDS_TO_COMPLAIN = 60.0
@@ -69,6 +71,11 @@ class Worker:
     def is_labeling(self) -> bool:
         """Whether it has images in hand: not while it loads the model, and not while it commits."""
         return bool(self.leases) and self.left > 0
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether all images of its shard are done, and the shard is not."""
+        return bool(self.leases) and self.left == 0
 
     def took(self, lease: Lease) -> None:
         self.leases.append(lease)
@@ -174,7 +181,7 @@ class _Pool:
     def stop(self) -> None:
         """End the workers; one that is only committing gets the time for it. Sweeps what is left behind."""
         until = time.monotonic() + COMMIT_SECONDS
-        while committing := [w for w in self._workers if w.leases and not w.is_labeling]:
+        while committing := [worker for worker in self._workers if worker.is_committing]:
             seconds = until - time.monotonic()
             if seconds <= 0:
                 break
@@ -219,10 +226,9 @@ class _Pool:
 
     def _seconds_to_wait(self) -> float:
         since = [worker.heard for worker in self._workers if worker.is_labeling]
-        limit = self._patience.seconds
-        if limit is None or not since:
+        if not since:
             return SECONDS_TO_LOOK_AGAIN
-        return min(SECONDS_TO_LOOK_AGAIN, max(0.0, min(since) + limit - time.monotonic()) + 0.01)
+        return min(SECONDS_TO_LOOK_AGAIN, max(0.0, min(since) + self._patience.seconds - time.monotonic()) + 0.01)
 
     def _hear(self, worker: Worker, message: Message) -> None:
         before, worker.heard = worker.heard, time.monotonic()
@@ -269,10 +275,17 @@ class _Pool:
         if now - looked > 2 * SECONDS_TO_LOOK_AGAIN:  # this process was stopped, and the workers perhaps with it
             for worker in self._workers:
                 worker.heard = now
-        limit = self._patience.seconds
         for worker in self._workers:
-            if limit is not None and worker.is_labeling and not worker.ending and now - worker.heard > limit:
-                self._end(worker, Ended(self._patience.reason, "timeout", Status.TIMEOUT))
+            if not worker.ending and (why := self._overdue(worker, now - worker.heard)):
+                self._end(worker, why)
+
+    def _overdue(self, worker: Worker, silent_seconds: float) -> Ended | None:
+        """Why a worker that has said nothing for so long is to be ended."""
+        if worker.is_labeling and silent_seconds > self._patience.seconds:
+            return Ended(self._patience.reason, "timeout", Status.TIMEOUT)
+        if worker.is_committing and silent_seconds > SECONDS_TO_WRITE:
+            return Ended(f"because its shard was not written in {SECONDS_TO_WRITE:g} s", "timeout", blames=False)
+        return None
 
     def _say_what_it_waits_for(self) -> None:
         now = time.monotonic()
