@@ -10,7 +10,6 @@ import ctypes
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -105,9 +104,3 @@ def _check_names(names: Sequence[str], run: RunSettings) -> None:
         raise ConfigError(
             f"run.workers is {run.workers}, run.device names {len(names)} devices: {names[-1]} has no worker"
         )
-
-
-def peak_memory_mb() -> float:
-    """The most memory that this process, or one of its workers that ended, has held, in MB."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

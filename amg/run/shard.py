@@ -13,7 +13,7 @@ from amg import __version__
 from amg.config import Config, fingerprint, flatten
 from amg.run.ahead import decode_ahead
 from amg.run.leases import Lease
-from amg.run.machine import peak_memory_mb
+from amg.run.peak import peak_memory_mb
 from amg.shards import schema, writer
 from amg.sources.source import Source
 from amg.storage.store import Store

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from amg.run.machine import peak_memory_mb
 from amg.run.metrics import DeathCause, DriverMetrics
+from amg.run.peak import peak_memory_mb
 from amg.run.plan import Plan, Shard
 from amg.run.progress import Observer, Summary
 from amg.values import Failure, MaskSet, Receipt
