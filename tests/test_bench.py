@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from amg.geometry import Size
 from tests import parity, reference_amg
 from tests.bench import (
     __main__,
@@ -175,14 +176,24 @@ def test_operations_are_those_of_the_published_models() -> None:
     assert tiny.logit_bytes == 3 * 256 * 256 * 4
 
 
+def test_padding_that_is_left_out_is_not_counted() -> None:
+    square, upright = flops.count("vit_t"), flops.count("vit_t", Size(1800, 1200))
+    assert square.plain_point == upright.plain_point
+    drawn = 2 * 64 * (256 * 99 + 4 * 128 * 64 + 16 * 32 * 3)  # of one line of image tokens
+    assert square.point - upright.point == (64 - 44) * drawn
+    assert 4e9 < square.encode - upright.encode < 5e9
+
+
 def test_the_passes_products_are_counted_from_their_shapes() -> None:
-    shape = flops.FactorShape(places=4096, heads=8, tokens=7, channels=128, upscaled=256, inner=64, outer=32)
+    shape = flops.FactorShape(
+        places=4096, drawn=3072, heads=8, tokens=7, channels=128, upscaled=256, inner=64, outer=32
+    )
     assert shape.factors == 49
     answers = 12 * 7 * 128  # twelve products of a prompt's 7 tokens with 128 rows of the image
     first = 105 * 49 + 56 * 49
     second = 56 * 49 + 154 * 49 + 105 * 49 + 56 * 98
     draw = 256 * 99 + 4 * 128 * 64 + 16 * 32 * 3
-    assert shape.flops() == 2 * 4096 * (answers + first + second + draw)
+    assert shape.flops() == 2 * (4096 * (answers + first + second) + 3072 * draw)
 
 
 def counted() -> flops.Counted:

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from amg.config import default_points_per_batch, generate_settings
+from amg.geometry import Size
+from tests import reference_amg
 from tests.bench.children import ROOT, ours, run_side
 from tests.bench.flops import Counted, count
 from tests.bench.options import Options
@@ -29,7 +31,7 @@ def row(options: Options) -> Row:
     print("  products: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()), flush=True)
     measured = run_side("stages", options.job(), ours())
     print("  calls: " + ", ".join(f"{seconds:.2f} s" for seconds in measured.seconds), flush=True)
-    counted = count(ARCHITECTURE)
+    counted = count(ARCHITECTURE, Size(*reference_amg.read_rgb(options.photo).shape[:2]))
     return summarize(measured.middle, measured.result["stages"], counted, rates, options) | {
         "ours": measured.brief() | {"masks": measured.result["masks"]}
     }

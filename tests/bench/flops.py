@@ -2,8 +2,8 @@
 
 Where PyTorch does the arithmetic it counts itself (`torch.utils.flop_counter`, on tensors without memory where that is
 possible). The three compiled passes of the factored decoder it does not see; their matrix products are counted here
-from the shapes in `amg/kernels/decoder.py` and `upscale.py`. Exponentials, GELU, norms and resampling are not counted:
-there is no ceiling for them among matrix products.
+from the shapes in `amg/kernels/decoder.py` and `upscale.py`. What is left out because it is padding is not counted.
+Exponentials, GELU, norms and resampling are not counted: there is no ceiling for them among matrix products.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from amg.config import default_points_per_batch
-from amg.geometry import Box, Crop, Size
-from amg.kernels.tiles import BLOCKS, SINGLES, whole_rows
+from amg.geometry import Box, Crop, Size, fit_longest_side
+from amg.kernels.tiles import BLOCKS, SINGLES, drawn_size, tile_size, whole_rows
+from amg.masks.score import Lens
 from amg.sam.config import ARCHITECTURES
 from amg.sam.factored_image import FactoredImage, factor
 from amg.sam.model import Sam, build_sam
+from amg.sam.tinyvit import TinyVit
 from amg.tensors import Embedding, Points
 
 POINT_TOKENS = 2  # a point, and the padding behind it
@@ -38,13 +40,18 @@ class Counted:
     logit_bytes: int  # of a point: three masks
 
 
-def count(name: str) -> Counted:
-    """Of an architecture of `amg.sam.config`."""
+def count(name: str, image: Size | None = None) -> Counted:
+    """Of an architecture of `amg.sam.config`, for an image of this size; without one, for a square."""
     with torch.device("meta"):
         sam = build_sam(ARCHITECTURES[name])
-    shape = FactorShape.of(sam)
+    image = image or Size(sam.side, sam.side)
+    crop = Crop(Box(0, 0, image.width, image.height), layer=0, index=0)
+    resized = fit_longest_side(image, sam.side)
+    shape = FactorShape.of(sam, Lens.on(crop, resized, image).needed)
+    pixels_13SS = torch.zeros(1, 3, sam.side, sam.side, device="meta")
+    covered = [resized] if isinstance(sam.image_encoder, TinyVit) else []
     return Counted(
-        encode=counted(lambda: sam.image_encoder(torch.zeros(1, 3, sam.side, sam.side, device="meta"))),
+        encode=counted(lambda: sam.image_encoder(pixels_13SS, *covered)),
         share=counted(lambda: factor(sam.mask_decoder, *([map_of(sam)] * 3))),
         point=token_flops(name) + shape.flops(),
         plain_point=counted(lambda: plain(sam)),
@@ -90,6 +97,7 @@ class FactorShape:
     """The sizes that the three passes over an image's places work with."""
 
     places: int
+    drawn: int  # those of which logits are made
     heads: int
     tokens: int
     channels: int  # of an attention
@@ -99,12 +107,15 @@ class FactorShape:
     masks: int = 3
 
     @classmethod
-    def of(cls, sam: Sam) -> FactorShape:
-        decoder = sam.mask_decoder
+    def of(cls, sam: Sam, needed: Size | None = None) -> FactorShape:
+        decoder, grid = sam.mask_decoder, sam.prompt_encoder.grid
+        step = int(drawn_size(tile_size(grid), grid))
+        lines = factor(decoder, *([map_of(sam)] * 3), needed).lines
         attention = decoder.transformer.blocks[1].cross_attn_image_to_token
         first, second = decoder.output_upscaling[0], decoder.output_upscaling[3]
         return cls(
-            places=sam.prompt_encoder.grid**2,
+            places=grid**2,
+            drawn=-(-lines * grid // step) * step,
             heads=attention.heads,
             tokens=len(decoder.output_hypernetworks_mlps) + 1 + POINT_TOKENS,
             channels=attention.q_proj.out_features,
@@ -123,4 +134,4 @@ class FactorShape:
         first = 5 * by_head + (rows + f) * f + rows * f
         second = 7 * by_head + rows * f + (rows + 2 * f) * f + (rows + f) * f + rows * 2 * f
         draw = self.upscaled * (2 * f + 1) + 4 * 4 * self.outer * self.inner + 16 * self.outer * self.masks
-        return 2 * self.places * (first + second + draw)
+        return 2 * (self.places * (first + second) + self.drawn * draw)
