@@ -150,7 +150,7 @@ def _note_end(driver: subprocess.Popen[str], out: str, seen: ChaosOnRay, disk: P
     if driver.returncode == 1 and FULL in said and disk is not None and out.startswith(str(disk)):
         seen.full_disks += 1
         enlarge(disk, ENLARGED)
-    elif driver.returncode not in (0, -signal.SIGKILL, 128 + signal.SIGINT):
+    elif driver.returncode not in (0, -signal.SIGKILL, 128 + signal.SIGINT, -signal.SIGINT):  # the last: a second one
         seen.wrong.append(f"{out}: a driver ended with {driver.returncode}: {said[-2000:]}")
     return driver.returncode == 0
 
