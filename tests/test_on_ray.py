@@ -19,12 +19,14 @@ from amg.config import Config, load_config
 from amg.errors import ConfigError, StorageError
 from amg.run.local import Local
 from amg.run.local import run_local as run_locally
-from amg.run.on_ray import OnRay, pick_device
+from amg.run.on_ray import OnRay, on_ray, pick_device
 from amg.run.on_ray import run_on_ray as run_really_on_ray
 from amg.run.progress import Silent, Summary
 from amg.run.ray_crew import Reserved, reserve
 from amg.run.retry import preview_retry, retry_with
+from amg.run.runner import run_with
 from amg.shards.reader import read_shards
+from amg.sources.inputs import open_source
 from amg.values import Failure, MaskSet
 from tests.chaos import standin
 from tests.chaos.killer import rows
@@ -181,7 +183,7 @@ def test_workers_on_ray_have_the_threads_that_as_many_have_here(monkeypatch: pyt
     """So that their masks are the same to the last digit, and an output can go on here or there."""
     monkeypatch.setattr("amg.run.machine.cores", lambda: 8)
     settings = load_config(overrides={"run.device": "cpu", "run.workers": 3})
-    there, here = OnRay().settle(settings, None), Local().settle(settings, None)
+    there, here = OnRay(lambda: None).settle(settings, None), Local().settle(settings, None)
     assert there.config.run.threads == here.config.run.threads == 2
     assert there.depends_on == here.depends_on
 
@@ -201,6 +203,17 @@ def test_images_that_failed_are_labeled_again_on_ray(tmp_path: Path) -> None:
     assert retried.summary.rows == {"ok": 1}
     assert len([row for row in read_shards(out) if row["status"] == "ok"]) == 8
     assert not actors()
+
+
+def test_what_is_refused_before_it_is_settled_starts_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, out = make_photos(tmp_path / "photos", 3), tmp_path / "out"
+    run_local([str(photos)], str(out), config(run__workers=1), observer=Silent())
+    monkeypatch.setattr("amg.run.on_ray.connected", lambda _: pytest.fail("Ray was started"))
+    with on_ray(config().run) as runner:
+        assert retry_with(runner, str(out), ["crash"], observer=Silent()).summary is None
+    (tmp_path / "file").touch()
+    with on_ray(config().run) as runner, pytest.raises(StorageError):
+        run_with(runner, open_source(str(photos)), str(tmp_path / "file"), config(), observer=Silent())
 
 
 @pytest.mark.usefixtures("cluster")

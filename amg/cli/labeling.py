@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import click
 
+from amg.cli.main import INTERRUPTED
 from amg.config import RunSettings
 from amg.errors import ConfigError
 from amg.run.signals import interruptible
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from amg.run.runner import Runner
 
 T = TypeVar("T")
-INTERRUPTED = 130
 
 
 def watched(label: Callable[[Observer], T], *, log: str, quiet: bool) -> T:
@@ -30,13 +30,13 @@ def watched(label: Callable[[Observer], T], *, log: str, quiet: bool) -> T:
     observer = _observer(log, quiet)
     with interruptible():
         try:
-            return label(observer)
+            try:
+                return label(observer)
+            finally:
+                observer.finish()  # its line ends before the next one begins
         except KeyboardInterrupt as stop:
-            observer.finish()
             click.echo("interrupted; finished shards are kept, and the same command goes on with the rest", err=True)
             raise click.exceptions.Exit(getattr(stop, "exit_status", INTERRUPTED)) from stop
-        finally:
-            observer.finish()
 
 
 def _observer(log: str, quiet: bool) -> Observer:

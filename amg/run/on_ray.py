@@ -6,8 +6,8 @@ must see the images, the output and the weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Unpack
 
@@ -39,15 +39,19 @@ def run_on_ray(
 
 @contextmanager
 def on_ray(run: RunSettings) -> Iterator[OnRay]:
-    """The runner, and a connection to Ray for as long as it is used."""
-    with connected(run):
-        yield OnRay()
+    """The runner, and a connection to Ray from when it settles a job: one that is refused before needs none."""
+    with ExitStack() as stack:
+        yield OnRay(lambda: stack.enter_context(connected(run)))
 
 
 class OnRay:
-    """The runner of the Ray that this process is connected to. Pins are those of as many workers on this machine."""
+    """The runner of the Ray that `connect` connects to. Pins are those of as many workers on this machine."""
+
+    def __init__(self, connect: Callable[[], object]) -> None:
+        self._connect = connect
 
     def settle(self, config: Config, plan: Plan | None) -> Settled:
+        self._connect()
         return settle(config, plan, devices=[pick_device(config.run)] * (config.run.workers or 1))
 
     def hands(self, settled: Settled, output: str, *, may_end: bool = False) -> Hands:
