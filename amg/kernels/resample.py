@@ -349,7 +349,7 @@ def _score(logits_CLL, which_K, thresholds, mxi, mxw, pxi, pxw, xs, myi, myw, py
                 for j in range(yb - ya):
                     _count_line(patch[j], xb - xa, thresholds, xa, ya + j, count[k], extent)
         if count[k, 1]:
-            for i in range(4):
+            for i in range(4):  # `box[k] = extent` takes the compiler a second
                 box[k, i] = extent[i]
 
 

@@ -17,9 +17,8 @@ PAD = 16
 # The blocks of C rows of an image's tiles, in this order; after them the rows that become the first convolution's
 # output, then the five single rows. NumPy's integers: of Python's Numba would compile a function for each number.
 BLOCKS, SINGLES = 12, 5
-ASK1, CROSS1, KEY2, PLACED_KEY2, VALUE2, ASK2, PLACED_ASK2, CROSS2, CROSS3, KEY3, PLACED_KEY3, VALUE3 = np.arange(
-    BLOCKS
-)
+ASK1, CROSS1, KEY2, PLACED_KEY2, VALUE2 = np.arange(5)
+ASK2, PLACED_ASK2, CROSS2, CROSS3, KEY3, PLACED_KEY3, VALUE3 = np.arange(5, BLOCKS)
 SQUARE1, CONSTANT1, SQUARE2, CONSTANT2, CONSTANT3 = np.arange(SINGLES)
 
 DRAWN = 128
