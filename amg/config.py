@@ -207,7 +207,8 @@ class RunSettings(Section):
     image_timeout_s: float | None = Field(
         default=None,
         gt=0,
-        description="An image that takes longer, twice, gets a row `timeout`; even one worker is a process then. null: "
+        description="An image that takes longer, three times when tried alone, gets a row `timeout`; even one worker is a "
+        "process then. null: "
         "with several workers, 20 times what one image in a hundred exceeds, and two minutes at least.",
     )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that decode images ahead of the model.")

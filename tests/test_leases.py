@@ -9,7 +9,8 @@ from amg.run.plan import Shard
 from amg.storage.url import open_store
 from amg.values import ImageRef, Status
 
-SEGV = Death(Status.CRASH, "by signal 11 (SIGSEGV)")
+SEGV = Death(Status.CRASH, "by signal 11 (SIGSEGV)", in_doubt=False)
+KILLED = Death(Status.CRASH, "by signal 9 (SIGKILL)")
 SLOW = Death(Status.TIMEOUT, "because it took more than 1 s")
 
 
@@ -51,12 +52,24 @@ def test_two_isolated_deaths_in_a_row_settle_an_image_and_a_suspect_comes_first(
     leases.died(take(leases), SEGV, 1)
     suspecting = take(leases)
     assert [ref.row for ref in suspecting.to_label] == [1, 0, 2]
-    leases.died(suspecting, SLOW, 1)
+    leases.died(suspecting, SEGV, 1)
     last = take(leases)
     (failure,) = last.settled
-    assert (failure.ref.row, failure.status) == (1, Status.TIMEOUT)
-    assert "2 times in a row, the last time because it took more than 1 s" in failure.reason
+    assert (failure.ref.row, failure.status) == (1, Status.CRASH)
+    assert "2 times in a row, the last time by signal 11" in failure.reason
     assert [ref.row for ref in last.to_label] == [0, 2]
+
+
+@pytest.mark.parametrize("deaths", [(KILLED, KILLED, SLOW), (SEGV, KILLED, SLOW), (KILLED, SEGV, SLOW)])
+def test_where_somebody_may_have_struck_a_third_death_settles_an_image(deaths: Sequence[Death]) -> None:
+    leases = Leases([shard(0)], 1)
+    for death in (SEGV, *deaths):
+        lease = take(leases)
+        assert lease.settled == ()
+        leases.died(lease, death, 1)
+    (failure,) = take(leases).settled
+    assert (failure.ref.row, failure.status) == (1, Status.TIMEOUT)
+    assert "3 times in a row, the last time because it took more than 1 s" in failure.reason
 
 
 def test_an_image_that_gets_through_is_no_suspect_any_more() -> None:
@@ -64,7 +77,9 @@ def test_an_image_that_gets_through_is_no_suspect_any_more() -> None:
     leases.died(take(leases), SEGV, None)
     leases.died(take(leases), SEGV, 1)
     lease = take(leases)
-    leases.got_through(lease.shard, 1)
+    told = leases.got_through(lease.shard, 1)
+    assert told == History(2)
+    assert leases.got_through(lease.shard, 0) is None, "it never was a suspect"
     leases.died(lease, SEGV, 2)
     assert take(leases).first == {2}
 
@@ -93,7 +108,7 @@ def test_deaths_in_vain_end_with_giving_up_and_settling_an_image_is_not_in_vain(
     for _ in range(DEATHS_TO_GIVE_UP - 1):
         leases.died(take(leases), SEGV, None)
     assert leases.is_over
-    assert "died 6 times in vain, the last by signal 11" in leases.given_up[0][1]
+    assert "died 10 times in vain, the last by signal 11" in leases.given_up[0][1]
 
 
 def test_history_survives_a_restart(tmp_path: Path) -> None:
@@ -102,6 +117,10 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
     for row in (None, 1, 1, 2):
         history = history.after(SEGV, row)
         record(store, 7, history)
+    history = history.after(KILLED, 0)
+    record(store, 7, history)
+    history = history.without_suspect(0)
+    record(store, 7, history)
     record(store, 8, History().after(SLOW, None))
     there = read_attempts(store)
     assert there == {7: history, 8: History(1)}

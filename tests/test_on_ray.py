@@ -81,7 +81,7 @@ class TestOnOneMachine:
         assert found["out_of_memory"] == ["0007-eats-memory-in-read"]
         assert len(found["ok"]) == 9
         reasons = {row["key"]: row["error"] for row in rows(out) if row["status"] == "crash"}
-        assert "2 times in a row, the last time without a word, as by a crash" in reasons["0006-killed.png"]
+        assert "3 times in a row, the last time without a word, as by a crash" in reasons["0006-killed.png"]
 
     def test_an_image_that_hangs_gets_a_row_timeout(self, tmp_path: Path) -> None:
         photos = make_photos(tmp_path / "photos", 3, names=["0001-hang"])

@@ -164,7 +164,7 @@ def test_a_shard_that_cannot_be_finished_ends_the_job_with_its_reason(
 ) -> None:
     monkeypatch.setattr(standin, "stand_in", lambda: standin.stops_at_the_end)
     with pytest.raises(
-        WorkerError, match=r"1 shard could not be finished.*\n.*0000.png to 0002.png.*died 6 times in vain"
+        WorkerError, match=r"1 shard could not be finished.*\n.*0000.png to 0002.png.*died 10 times in vain"
     ):
         job(make_photos(tmp_path / "photos", 3), tmp_path / "out")
     assert not (tmp_path / "out" / "data").exists()

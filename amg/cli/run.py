@@ -108,7 +108,8 @@ def run(
     stderr, the summary to stdout. Ctrl-C ends a run in order, a second one at once; in both cases the same command goes
     on with what is missing.
 
-    With several devices or --workers, an image that ends its worker twice gets a row `crash`, and the rest is labeled.
+    With several devices or --workers, an image that crashes its worker twice when tried alone (three times where the
+    worker may have been killed by somebody else) gets a row `crash`, and the rest is labeled.
     """
     named: Mapping[str, Any] = {
         "model.weights": weights,

@@ -1,4 +1,4 @@
-"""What deaths have shown, kept in the output: `_state/attempts/NNNNNN-KKK.json`, one file a death, created if absent.
+"""What deaths have shown, kept in the output: `_state/attempts/NNNNNN-KKKKK.json`, created if absent, the last one counts.
 
 A job that is killed with its worker (a machine out of memory takes both) starts its next run in isolation where it
 died, and does not pay again for images that are settled. Nothing here says that a shard is done.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from amg.run.leases import Death, History, Suspicion
 from amg.storage.store import Store
@@ -28,7 +30,7 @@ def read_attempts(store: Store) -> dict[int, History]:
 
 
 def record(store: Store, shard: int, history: History) -> None:
-    """Write down a shard's history after a death, beside the earlier ones."""
+    """Write down what a shard's tries have shown by now, beside what was known earlier."""
     attempt = history.deaths
     while not store.create_if_absent(f"{FOLDER}/{shard:06d}-{attempt:05d}.json", _to_json(history)):
         attempt += 1
@@ -37,26 +39,23 @@ def record(store: Store, shard: int, history: History) -> None:
 def _to_json(history: History) -> bytes:
     content = {
         "deaths": history.deaths,
-        "suspects": {row: {"deaths": s.deaths, **_death(s.last)} for row, s in history.suspects.items()},
-        "settled": {row: _death(death) for row, death in history.settled.items()},
+        "suspects": {row: asdict(suspicion) for row, suspicion in history.suspects.items()},
+        "settled": {row: asdict(suspicion) for row, suspicion in history.settled.items()},
     }
     return json.dumps(content, indent=2).encode()
-
-
-def _death(death: Death) -> Mapping[str, str]:
-    return {"status": str(death.status), "reason": death.reason}
 
 
 def _from_json(data: bytes) -> History | None:
     try:
         content = json.loads(data)
-        return History(
-            content["deaths"],
-            {
-                int(row): Suspicion(s["deaths"], Death(Status(s["status"]), s["reason"]))
-                for row, s in content["suspects"].items()
-            },
-            {int(row): Death(Status(d["status"]), d["reason"]) for row, d in content["settled"].items()},
-        )
+        return History(content["deaths"], _suspicions(content["suspects"]), _suspicions(content["settled"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _suspicions(by_row: Mapping[str, Any]) -> dict[int, Suspicion]:
+    return {int(row): Suspicion(**(seen | {"last": _death(**seen["last"])})) for row, seen in by_row.items()}
+
+
+def _death(status: str, reason: str, in_doubt: bool) -> Death:
+    return Death(Status(status), reason, in_doubt)

@@ -2,8 +2,9 @@
 
 A shard is tried a first time at full speed. If its worker dies, nobody knows of which image: the shard is tried again
 in isolation, one image in hand at a time, each announced before it is touched. An image with which an isolated try died
-comes first in the next one. If it gets through it is free of suspicion; if that try dies of it too, it is settled as a
-failure. So a worker that is killed at random costs time and no row.
+comes first in the next one. If it gets through it is free of suspicion; if that try dies with it too, it is settled as
+a failure, after a third such death where somebody else may have struck. So a worker that is killed at random costs time
+and no row.
 """
 
 from __future__ import annotations
@@ -16,24 +17,34 @@ from amg.run.plan import Shard
 from amg.values import Failure, ImageRef, Status
 
 DEATHS_TO_SETTLE = 2
-DEATHS_TO_GIVE_UP = 6
+DEATHS_TO_SETTLE_WHEN_IN_DOUBT = 3
+DEATHS_TO_GIVE_UP = 10
 """Deaths over one shard, since its last image was settled, after which this run leaves it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a worker ended: `status` is `crash` or `timeout`; `reason` fits after "the worker died"."""
+    """How a worker ended: `status` is `crash` or `timeout`; `reason` fits after "the worker died".
+
+    `in_doubt`: whether it may have been struck from outside, as by a SIGKILL, and not by what it did.
+    """
 
     status: Status
     reason: str
+    in_doubt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """The isolated tries in a row that ended with one image in hand."""
+    """The isolated tries in a row that ended with one image in hand; `in_doubt`: one of them, at least, was."""
 
     deaths: int
+    in_doubt: bool
     last: Death
+
+    @property
+    def is_enough(self) -> bool:
+        return self.deaths >= (DEATHS_TO_SETTLE_WHEN_IN_DOUBT if self.in_doubt else DEATHS_TO_SETTLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +53,15 @@ class History:
 
     deaths: int = 0
     suspects: Mapping[int, Suspicion] = field(default_factory=dict)
-    settled: Mapping[int, Death] = field(default_factory=dict)
+    settled: Mapping[int, Suspicion] = field(default_factory=dict)
 
     def after(self, death: Death, in_hand: int | None) -> History:
         """One death later; `in_hand` is the row of the image that was in hand, None where the try was not isolated."""
         suspects, settled = dict(self.suspects), dict(self.settled)
         if in_hand is not None:
-            before = suspects.pop(in_hand, None)
-            suspicion = Suspicion(1 + (before.deaths if before else 0), death)
-            if suspicion.deaths >= DEATHS_TO_SETTLE:
-                settled[in_hand] = death
-            else:
-                suspects[in_hand] = suspicion
+            before = suspects.pop(in_hand, None) or Suspicion(0, False, death)
+            suspicion = Suspicion(before.deaths + 1, before.in_doubt or death.in_doubt, death)
+            (settled if suspicion.is_enough else suspects)[in_hand] = suspicion
         return History(self.deaths + 1, suspects, settled)
 
     def without_suspect(self, row: int) -> History:
@@ -137,20 +145,22 @@ class Leases:
             isolated=shard.isolated or history.deaths > 0,
             first=frozenset(history.suspects),
             settled=tuple(
-                Failure(ref, death.status, _verdict(death))
+                Failure(ref, suspicion.last.status, _verdict(suspicion))
                 for ref in shard.refs
-                if (death := history.settled.get(ref.row))
+                if (suspicion := history.settled.get(ref.row))
             ),
         )
 
     def _is_suspect(self, shard: Shard) -> bool:
         return shard.isolated or shard.number in self._history
 
-    def got_through(self, shard: Shard, row: int) -> None:
-        """An isolated try has labeled the image: it is no suspect any more."""
+    def got_through(self, shard: Shard, row: int) -> History | None:
+        """An isolated try has labeled the image: if it was a suspect it is none any more, which is to be remembered."""
         history = self._history.get(shard.number)
-        if history and row in history.suspects:
-            self._history[shard.number] = history.without_suspect(row)
+        if history is None or row not in history.suspects:
+            return None
+        self._history[shard.number] = history.without_suspect(row)
+        return self._history[shard.number]
 
     def returned(self, lease: Lease) -> None:
         """Take a shard back that has shown nothing: the next one to be taken, unless it is to be tried in isolation."""
@@ -181,5 +191,5 @@ class Leases:
         return after
 
 
-def _verdict(death: Death) -> str:
-    return f"tried alone, the image ended its worker {DEATHS_TO_SETTLE} times in a row, the last time {death.reason}"
+def _verdict(seen: Suspicion) -> str:
+    return f"tried alone, the image ended its worker {seen.deaths} times in a row, the last time {seen.last.reason}"

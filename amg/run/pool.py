@@ -15,7 +15,7 @@ from typing import Protocol
 
 from amg.errors import AmgError, StorageError, WorkerError
 from amg.run import attempts
-from amg.run.leases import Death, Lease, Leases
+from amg.run.leases import Death, History, Lease, Leases
 from amg.run.metrics import DeathCause
 from amg.run.patience import Patience
 from amg.run.plan import Plan
@@ -42,7 +42,7 @@ class Ended:
     """A worker is gone. `how` fits after "the worker died"; `cause` is a word for counters.
 
     `charged`: whether its shard may have had a part in it, of which a lost machine tells nothing. `blames` the image in
-    hand: not when somebody stopped the worker.
+    hand: not when somebody stopped the worker. `in_doubt`: as in `Death`.
     """
 
     how: str
@@ -50,6 +50,7 @@ class Ended:
     status: Status = Status.CRASH
     charged: bool = True
     blames: bool = True
+    in_doubt: bool = True
 
 
 @dataclass(eq=False, slots=True)
@@ -258,7 +259,7 @@ class _Pool:
         worker.in_hand = None
         for result in results:
             if lease.isolated and isinstance(result, MaskSet):
-                self._leases.got_through(lease.shard, result.ref.row)
+                self._remember(lease, self._leases.got_through(lease.shard, result.ref.row))
             self._tally.image(lease.shard, result)
 
     def _broke(self, worker: Worker, error: BaseException) -> None:
@@ -310,13 +311,16 @@ class _Pool:
         for lease in reversed(leases[1:] if ended.charged else leases):
             self._leases.returned(lease)
         if leases and ended.charged:
-            death = Death(ended.status, ended.how)
-            history = self._leases.died(leases[0], death, worker.in_hand if ended.blames else None)
-            attempts.record(self._job.store, leases[0].shard.number, history)
+            death = Death(ended.status, ended.how, ended.in_doubt)
+            self._remember(leases[0], self._leases.died(leases[0], death, worker.in_hand if ended.blames else None))
             if leases[0].shard.number in self._leases.given_up:
                 self._tally.gave_up()
         elif not worker.ready and ended.charged:
             self._ended_in_vain(ended)
+
+    def _remember(self, lease: Lease, history: History | None) -> None:
+        if history is not None:
+            attempts.record(self._job.store, lease.shard.number, history)
 
     def _ended_in_vain(self, ended: Ended) -> None:
         self._in_vain += 1

@@ -17,6 +17,9 @@ from amg.run.shard import Job, OpenLabel
 from amg.run.signals import STOPPING, held
 from amg.run.worker import Message, work
 
+CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT})
+"""What a process gets for what it does, and hardly from somebody else."""
+
 
 class ProcessCrew:
     """One worker on each of `devices`; a name may come several times."""
@@ -114,7 +117,7 @@ class ProcessCrew:
 def _ended(exit_code: int) -> Ended:
     if -exit_code in STOPPING:  # somebody stopped it, no image did
         return Ended(f"by {_how(exit_code)}", "interrupted", blames=False)
-    return Ended(f"by {_how(exit_code)}")
+    return Ended(f"by {_how(exit_code)}", in_doubt=exit_code < 0 and -exit_code not in CRASHES)
 
 
 def _how(exit_code: int) -> str:
