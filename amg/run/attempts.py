@@ -1,4 +1,4 @@
-"""What deaths have shown, kept in the output: `_state/attempts/NNNNNN-KKKKK.json`, created if absent, the last one counts.
+"""What deaths have shown, kept in the output: files `_state/attempts/NNNNNN-KKKKK.json`, created if absent.
 
 A job that is killed with its worker (a machine out of memory takes both) starts its next run in isolation where it
 died, and does not pay again for images that are settled. Nothing here says that a shard is done.
