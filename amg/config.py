@@ -208,8 +208,8 @@ class RunSettings(Section):
         default=None,
         gt=0,
         description="An image that takes longer, three times when tried alone, gets a row `timeout`; even one worker "
-        "is a process then. null: with several workers, 20 times what one image in a hundred exceeds, and two minutes at "
-        "least.",
+        "is a process then. null: with several workers, 20 times what one image in a hundred exceeds, and two minutes "
+        "at least.",
     )
     decode_threads: int = Field(default=2, ge=1, le=64, description="Threads that decode images ahead of the model.")
     decode_ahead: int = Field(default=4, ge=1, le=1024, description="Decoded images that may wait for the model.")
