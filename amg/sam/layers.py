@@ -12,6 +12,13 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
+def is_recorded(x: Tensor) -> bool:
+    """Whether PyTorch writes down what is done to `x`, to compile, export or replay it, rather than just do it."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or type(x) is not Tensor:
+        return True
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class LayerNorm2d(nn.Module):
     """Layer norm over the channels of (N, C, H, W), every pixel on its own."""
 
@@ -61,8 +68,8 @@ def to_windows(x_NHWC: Tensor, side: int) -> Tensor:
 
 
 def from_windows(x_BssC: Tensor, n: int, h: int, w: int) -> Tensor:
-    """The inverse of `to_windows`: (n, h, w, C)."""
-    side, c = x_BssC.shape[2:]
+    """The inverse of `to_windows`: (n, h, w, C). What lies behind the windows' sides is laid out as C."""
+    side = x_BssC.shape[2]
     rows, columns = -(-h // side), -(-w // side)
-    x_NHWC = x_BssC.view(n, rows, columns, side, side, c).transpose(2, 3).reshape(n, rows * side, columns * side, c)
-    return x_NHWC[:, :h, :w]
+    x_NRyLxC = x_BssC.unflatten(0, (n, rows, columns)).transpose(2, 3)
+    return x_NRyLxC.reshape(n, rows * side, columns * side, -1)[:, :h, :w]

@@ -6,6 +6,8 @@ width, h heads, c channels of a head, T tokens of an attention (G*G, or the wind
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,8 +15,15 @@ from torch.nn import functional as F
 from amg.kernels import attention as kernel
 from amg.lanes import Lanes
 from amg.sam.config import VitConfig
-from amg.sam.layers import Mlp, from_windows, neck, to_windows
+from amg.sam.layers import Mlp, from_windows, is_recorded, neck, to_windows
+from amg.sam.windows import attend_in_windows
 from amg.tensors import Workspace, to_host
+
+BIAS_BYTES = 2**30
+"""What the biases of the scores of one attention may take at once; queries beyond that wait for the next band."""
+
+AttendSquare = Callable[..., Tensor]
+"""`attend(q_BhTc, k_BhTc, v_BhTc, rows_BhTs, columns_BhTs, *, scale)`: what `attend_in_bands` gives."""
 
 
 class Vit(nn.Module):
@@ -64,13 +73,13 @@ class Block(nn.Module):
 
     def forward(self, x_NGGC: Tensor) -> Tensor:
         y_NGGC = self.norm1(x_NGGC)
-        if self.window:
+        if self.window and on_host(x_NGGC):
             n, g = y_NGGC.shape[:2]
             y_NGGC = from_windows(self.attn(to_windows(y_NGGC, self.window)), n, g, g)
         else:
             y_NGGC = self.attn(y_NGGC)
         x_NGGC = x_NGGC + y_NGGC
-        if torch.is_grad_enabled() or x_NGGC.device.type != "cpu":
+        if torch.is_grad_enabled() or not on_host(x_NGGC):
             return x_NGGC + self.mlp(self.norm2(x_NGGC))
         for band in x_NGGC.split(self.BAND, dim=1):
             band += self.mlp(self.norm2(band))
@@ -78,34 +87,51 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over a square, with a learned bias for the row distance and one for the column distance."""
+    """Multi-head attention over a square, with a learned bias for the row distance and one for the column distance.
+
+    Over a larger map it goes in windows of that square. `kernel`: who attends to a square where there are no
+    gradients, in the place of PyTorch (`faster.use_triton`).
+    """
 
     def __init__(self, width: int, heads: int, *, side: int) -> None:
         super().__init__()
         self.heads = heads
+        self.side = side
+        self.kernel: AttendSquare | None = None
         self.qkv = nn.Linear(width, width * 3)
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
 
-    def forward(self, x_BssC: Tensor) -> Tensor:
-        b, s, _, width = x_BssC.shape
-        qkv_BT3hc = self.qkv(x_BssC).view(b, s * s, 3, self.heads, -1)
+    def forward(self, x_NHWC: Tensor) -> Tensor:
+        n, h, w, width = x_NHWC.shape
+        qkv_NHW3hc = self.qkv(x_NHWC).view(n, h, w, 3, self.heads, -1)
+        if (h, w) == (self.side, self.side):
+            y_NHWC = self._attend(qkv_NHW3hc.flatten(1, 2)).reshape(n, h, w, width)
+        else:
+            outside_3hc = self.qkv.bias.view(3, self.heads, -1)
+            y_NHWC = attend_in_windows(qkv_NHW3hc, outside_3hc, self.rel_pos_h, self.rel_pos_w)
+        return self.proj(y_NHWC)
+
+    def _attend(self, qkv_BT3hc: Tensor) -> Tensor:
+        """(B, T, h, c), each square as a whole."""
         q_BhTc, k_BhTc, v_BhTc = qkv_BT3hc.permute(2, 0, 3, 1, 4)
         rows_BhTs, columns_BhTs = relative_positions(q_BhTc, self.rel_pos_h, self.rel_pos_w)
-        if _has_kernel(qkv_BT3hc, s):
-            y_BThc = _attend_on_host(qkv_BT3hc, rows_BhTs, columns_BhTs)
-        else:
-            bias_BhTT = relative_position_bias(rows_BhTs, columns_BhTs)
-            y_BThc = F.scaled_dot_product_attention(q_BhTc, k_BhTc, v_BhTc, attn_mask=bias_BhTT).transpose(1, 2)
-        return self.proj(y_BThc.reshape(b, s, s, width))
+        if _has_host_kernel(qkv_BT3hc, self.side):
+            return _attend_on_host(qkv_BT3hc, rows_BhTs, columns_BhTs)
+        attend = attend_in_bands if self.kernel is None or torch.is_grad_enabled() else self.kernel
+        return attend(q_BhTc, k_BhTc, v_BhTc, rows_BhTs, columns_BhTs, scale=q_BhTc.shape[-1] ** -0.5)
 
 
-def _has_kernel(qkv_BT3hc: Tensor, side: int) -> bool:
+def on_host(x: Tensor) -> bool:
+    """Whether the ways of a CPU are taken: its own kernel, windows with their padding, the MLP in bands of rows."""
+    return x.device.type == "cpu"
+
+
+def _has_host_kernel(qkv_BT3hc: Tensor, side: int) -> bool:
     """Whether `kernels/attention.py` does it: on a CPU, without gradients, not while PyTorch records what is done."""
-    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
-    on_host = type(qkv_BT3hc) is Tensor and qkv_BT3hc.device.type == "cpu" and qkv_BT3hc.dtype == torch.float32
-    return plain and on_host and kernel.fits(side, qkv_BT3hc.shape[-1])
+    plain = on_host(qkv_BT3hc) and not torch.is_grad_enabled() and not is_recorded(qkv_BT3hc)
+    return plain and qkv_BT3hc.dtype == torch.float32 and kernel.fits(side, qkv_BT3hc.shape[-1])
 
 
 def _attend_on_host(qkv_BT3hc: Tensor, rows_BhTs: Tensor, columns_BhTs: Tensor) -> Tensor:
@@ -146,3 +172,23 @@ def relative_positions(q_BhTc: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor) -> 
 def relative_position_bias(rows_BhTs: Tensor, columns_BhTs: Tensor) -> Tensor:
     """What a query adds to its score with each key, (B, h, T, T)."""
     return (rows_BhTs[..., :, None] + columns_BhTs[..., None, :]).flatten(3)
+
+
+def attend_in_bands(
+    q_BhTc: Tensor, k_BhTc: Tensor, v_BhTc: Tensor, rows_BhTs: Tensor, columns_BhTs: Tensor, *, scale: float
+) -> Tensor:
+    """softmax(scale q k + bias) v as (B, T, h, c), with the bias of so many queries at once as fit into `BIAS_BYTES`.
+
+    Of all at once with gradients, as the way back needs it anyway, and for an export, which may serve any B.
+    """
+    b, heads, tokens, _ = q_BhTc.shape
+    at_once = torch.is_grad_enabled() or torch.compiler.is_exporting()
+    band = tokens if at_once else BIAS_BYTES // (b * heads * tokens * q_BhTc.element_size())
+    parts = zip(*(x.split(max(1, band), 2) for x in (q_BhTc, rows_BhTs, columns_BhTs)), strict=True)
+    found = [
+        F.scaled_dot_product_attention(
+            q_Bhtc, k_BhTc, v_BhTc, attn_mask=relative_position_bias(rows_Bhts, columns_Bhts), scale=scale
+        ).transpose(1, 2)
+        for q_Bhtc, rows_Bhts, columns_Bhts in parts
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
