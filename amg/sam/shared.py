@@ -97,10 +97,10 @@ def _first_block(block: TwoWayBlock, image: SharedImage, tokens_PTD: Tensor, wor
     """`TwoWayBlock.forward` for a first block, with the image's side already projected."""
     queries_PTD = block.look_together(tokens_PTD, image.k_1hIc, image.v_1hIc)
     attention = block.cross_attn_image_to_token
-    k_PThc = attention.k_proj(queries_PTD + tokens_PTD).unflatten(2, (attention.heads, -1))
+    k_PThc = keys_that_tell(attention, queries_PTD + tokens_PTD)
     p, t, h, c = k_PThc.shape
     eye_hh1 = torch.eye(h, dtype=k_PThc.dtype, device=k_PThc.device)[:, :, None]
-    rows_XC = (k_PThc[:, :, :, None, :] * (eye_hh1 * c**-0.5)).view(p * t * h, h * c)  # X: prompts and their rows
+    rows_XC = (k_PThc[:, :, :, None, :] * eye_hh1).view(p * t * h, h * c)  # X: prompts and their rows
     scores_XI = torch.mm(rows_XC, image.q_IC.T, out=work("scores", p * t * h, len(image.q_IC)))
     scores_PRI = scores_XI.view(p, t * h, -1)
     return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, image.base_1ID, work)
@@ -121,12 +121,9 @@ def _block(
     queries_PTD = block.take_in(queries_PTD, found_PTD)
 
     attention = block.cross_attn_image_to_token
-    k_PThc = attention.k_proj(queries_PTD + tokens_PTD).unflatten(2, (attention.heads, -1))
-    p, t, h, c = k_PThc.shape
-    bias_PR1 = (k_PThc * attention.q_proj.bias.view(h, c)).sum(-1).flatten(1)[..., None]
-    rows_PRD = _through(k_PThc, attention.q_proj)
-    scores_PRI = work("scores", p, t * h, keys_PID.shape[1])
-    torch.baddbmm(bias_PR1, rows_PRD, placed_PID.transpose(1, 2), beta=c**-0.5, alpha=c**-0.5, out=scores_PRI)
+    rows_PRD, bias_PR = rows_that_tell(attention, queries_PTD + tokens_PTD)
+    scores_PRI = work("scores", *bias_PR.shape, keys_PID.shape[1])
+    torch.baddbmm(bias_PR[..., None], rows_PRD, placed_PID.transpose(1, 2), out=scores_PRI)
     base_PID = torch.add(keys_PID, attention.out_proj.bias, out=placed_PID)
     return queries_PTD, take_in_tokens(block, scores_PRI, queries_PTD, base_PID, work)
 
@@ -135,16 +132,46 @@ def tokens_ask_image(
     attention: Attention, queries_PTD: Tensor, placed_PID: Tensor, keys_PID: Tensor, work: Scratch
 ) -> Tensor:
     """`attention(queries, placed, keys)` for few queries on many keys."""
-    q_PThc = attention.q_proj(queries_PTD).unflatten(2, (attention.heads, -1))
-    p, t, h, c = q_PThc.shape
-    rows_PRD = _through(q_PThc * c**-0.5, attention.k_proj)
-    scores_PRI = work("scores", p, t * h, keys_PID.shape[1])
+    rows_PRD = rows_that_ask(attention, queries_PTD)
+    scores_PRI = work("scores", *rows_PRD.shape[:2], keys_PID.shape[1])
     torch.bmm(rows_PRD, placed_PID.transpose(1, 2), out=scores_PRI)
     shares_PRI = torch.softmax(scores_PRI, -1, out=work("shares", *scores_PRI.shape))
-    seen_PThD = torch.bmm(shares_PRI, keys_PID).view(p, t, h, -1)
-    weight_hcD = attention.v_proj.weight.view(h, c, -1)
-    found_PThc = torch.einsum("pthd,hcd->pthc", seen_PThD, weight_hcD) + attention.v_proj.bias.view(h, c)
+    return what_rows_saw(attention, torch.bmm(shares_PRI, keys_PID))
+
+
+def rows_that_ask(attention: Attention, queries_PTD: Tensor) -> Tensor:
+    """Rows (P, R, D) whose products with the image tokens are the scores of `attention(queries, ...)`."""
+    q_PThc = attention.q_proj(queries_PTD).unflatten(2, (attention.heads, -1))
+    return _through(q_PThc * q_PThc.shape[-1] ** -0.5, attention.k_proj)
+
+
+def what_rows_saw(attention: Attention, seen_PRD: Tensor) -> Tensor:
+    """The attention's answer (P, T, D) from the mixture of image tokens that each row saw."""
+    h = attention.heads
+    seen_PThD = seen_PRD.unflatten(1, (-1, h))
+    weight_hcD = attention.v_proj.weight.unflatten(0, (h, -1))
+    found_PThc = torch.einsum("pthd,hcd->pthc", seen_PThD, weight_hcD) + attention.v_proj.bias.view(h, -1)
     return attention.out_proj(found_PThc.flatten(2))
+
+
+def rows_that_tell(attention: Attention, placed_PTD: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (P, R, D) and what is added to their products: the scores of image tokens that ask `attention`."""
+    k_PThc = keys_that_tell(attention, placed_PTD)
+    bias_PR = (k_PThc * attention.q_proj.bias.view(k_PThc.shape[2:])).sum(-1).flatten(1)
+    return _through(k_PThc, attention.q_proj), bias_PR
+
+
+def keys_that_tell(attention: Attention, placed_PTD: Tensor) -> Tensor:
+    """The tokens' keys (P, T, h, c), scaled for the scores."""
+    k_PThc = attention.k_proj(placed_PTD).unflatten(2, (attention.heads, -1))
+    return k_PThc * k_PThc.shape[-1] ** -0.5
+
+
+def rows_told(attention: Attention, queries_PTD: Tensor) -> Tensor:
+    """Rows (P, R, D) whose mixture is the attention's answer to an image token, but for the output's bias."""
+    v_PThc = attention.v_proj(queries_PTD).unflatten(2, (attention.heads, -1))
+    weight_Dhc = attention.out_proj.weight.unflatten(1, v_PThc.shape[2:])
+    return torch.einsum("pthc,dhc->pthd", v_PThc, weight_Dhc).flatten(1, 2)
 
 
 def take_in_tokens(
@@ -154,13 +181,10 @@ def take_in_tokens(
 
     `base` is the image with the output's bias.
     """
-    attention = block.cross_attn_image_to_token
-    v_PThc = attention.v_proj(queries_PTD).unflatten(2, (attention.heads, -1))
-    p, t, h, c = v_PThc.shape
+    p, t = queries_PTD.shape[:2]
     scores_PTX = scores_PRI.view(p, t, -1)  # X: head and image token; memory in long runs
     shares_PTX = torch.softmax(scores_PTX, 1, out=work("shares", *scores_PTX.shape))
-    weight_Dhc = attention.out_proj.weight.view(-1, h, c)
-    rows_PRD = torch.einsum("pthc,dhc->pthd", v_PThc, weight_Dhc).flatten(1, 2)
+    rows_PRD = rows_told(block.cross_attn_image_to_token, queries_PTD)
     shares_PIR = shares_PTX.view_as(scores_PRI).transpose(1, 2)
     told_PID = work("told", p, *base_PID.shape[1:])
     torch.baddbmm(base_PID.expand(p, -1, -1), shares_PIR, rows_PRD, out=told_PID)
@@ -183,13 +207,18 @@ def draw(upscaling: nn.Sequential, keys_PID: Tensor, weights_PMU: Tensor, grid: 
 
 def _upscale(up: nn.Module, x: Tensor, work: Scratch, name: str) -> Tensor:
     """A transposed convolution (kernel 2, stride 2) on (..., channels): (..., 4, fewer), the four by row and column."""
+    weight, bias = side_by_side(up)
+    rows = x.reshape(-1, len(weight))
+    out = work(name, len(rows), len(bias))
+    torch.addmm(bias, rows, weight, out=out)
+    return out.view(*x.shape[:-1], 4, -1)
+
+
+def side_by_side(up: nn.Module) -> tuple[Tensor, Tensor]:
+    """A transposed convolution as a linear layer's weight (channels, 4 * fewer) and bias."""
     up = cast(nn.ConvTranspose2d, up)
     assert up.bias is not None
-    weight = up.weight.permute(0, 2, 3, 1).reshape(up.in_channels, 4 * up.out_channels)
-    rows = x.reshape(-1, up.in_channels)
-    out = work(name, len(rows), weight.shape[1])
-    torch.addmm(up.bias.repeat(4), rows, weight, out=out)
-    return out.view(*x.shape[:-1], 4, up.out_channels)
+    return up.weight.permute(0, 2, 3, 1).reshape(up.in_channels, 4 * up.out_channels), up.bias.repeat(4)
 
 
 def _layer_norm(x: Tensor, norm: nn.LayerNorm | LayerNorm2d, out: Tensor) -> Tensor:
