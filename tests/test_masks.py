@@ -36,7 +36,7 @@ def test_scores_and_bits_equal_the_full_size_masks(height: int, width: int, nois
         assert scores.box_K4[k].tolist() == reference.box(mask)
         if not mask.any():
             continue
-        row, column, rows, columns = resample.window(scores.box_K4[k], lens.x, lens.y)
+        row, column, rows, columns = resample.windows(scores.box_K4[k : k + 1], lens.x, lens.y)[0]
         part = logits[k, row : row + rows, column : column + columns].numpy()
         window = runs.draw(
             part.reshape(-1), np.array([row, column, rows, columns]), scores.box_K4[k], lens, threshold=0

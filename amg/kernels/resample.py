@@ -11,6 +11,7 @@ pixels are counted by area, and only the other blocks are evaluated, with the ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -51,8 +52,9 @@ class Axis:
         return min(int(self.block_N[-1]) + 3, LOGITS_SIDE)
 
 
+@lru_cache(maxsize=256)
 def plan_axis(length: int, resized: int) -> Axis:
-    """The axis of a crop with `length` pixels that took `resized` pixels of the model's square."""
+    """The axis of a crop with `length` pixels that took `resized` pixels of the model's square; nobody writes to it."""
     middle_index, middle_weight = _bilinear(LOGITS_SIDE, MODEL_SIDE)
     pixel_index, pixel_weight = _bilinear(resized, length)
     block = middle_index[0, pixel_index[0]]
@@ -103,13 +105,14 @@ def score(
     return Scores(count, box)
 
 
-def window(box: NDArray[np.int64], x: Axis, y: Axis) -> tuple[int, int, int, int]:
-    """Row, column, rows and columns of the logits that the pixels of a box (x0, y0, x1, y1) depend on."""
-    x0, y0, x1, y1 = (int(v) for v in box)
-    row, column = int(y.block_N[y0]), int(x.block_N[x0])
-    last_row = min(int(y.block_N[y1 - 1]) + 2, LOGITS_SIDE - 1)
-    last_column = min(int(x.block_N[x1 - 1]) + 2, LOGITS_SIDE - 1)
-    return row, column, last_row - row + 1, last_column - column + 1
+def windows(box_K4: NDArray[np.int64], x: Axis, y: Axis) -> NDArray[np.int32]:
+    """Row, column, rows and columns of the logits that the pixels of half-open boxes depend on; no rows if empty."""
+    x0, y0, x1, y1 = np.where((box_K4[:, 2] > box_K4[:, 0])[:, None], box_K4, [0, 0, 1, 1]).T
+    row, column = y.block_N[y0], x.block_N[x0]
+    rows = np.minimum(y.block_N[y1 - 1] + 2, LOGITS_SIDE - 1) - row + 1
+    columns = np.minimum(x.block_N[x1 - 1] + 2, LOGITS_SIDE - 1) - column + 1
+    found_K4 = np.stack([row, column, rows, columns], axis=1)
+    return np.where((box_K4[:, 2] > box_K4[:, 0])[:, None], found_K4, 0).astype(np.int32)
 
 
 def draw(

@@ -16,6 +16,27 @@ def run_lengths(bits_WH: NDArray[np.uint8], x0: int, y0: int, height: int, width
     return (lengths[:-1] if n and lengths[-1] == 0 else lengths).astype(np.uint32)
 
 
+def bits(runs_R: NDArray[np.uint32], x0: int, y0: int, x1: int, y1: int, height: int) -> NDArray[np.uint8]:
+    """The pixels (x1 - x0, y1 - y0) of a box, from the run lengths of an image whose other pixels are zero."""
+    found = np.zeros((x1 - x0, y1 - y0), np.uint8)
+    _fill(runs_R.astype(np.int64), x0, y0, height, found)
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(lengths, x0, y0, height, bits):  # type: ignore[no-untyped-def]
+    start = np.int64(0)
+    for r in range(len(lengths)):
+        end = start + lengths[r]
+        while r % 2 == 1 and start < end:
+            column, row = start // height, start % height
+            last = min(row + end - start, height)
+            for j in range(row, last):
+                bits[column - x0, j - y0] = 1
+            start += last - row
+        start = end
+
+
 @numba.njit(nogil=True, cache=True)
 def _count_changes(bits):  # type: ignore[no-untyped-def]
     """At most so many places where the value changes along the columns."""
