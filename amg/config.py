@@ -35,7 +35,23 @@ class ModelSettings(Section):
     precision: Literal["parity", "fast"] = Field(
         default="parity",
         description="`parity`: float32, the masks of the reference; `fast`: bfloat16 in the linear layers of the image "
-        "encoder, where the processor has it; some masks are others.",
+        "encoder, where the processor has it, and on a GPU in all of a ViT's, with a float16 mask decoder; some masks "
+        "are others.",
+    )
+    encoder_batch: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Crops that the image encoder takes at once, of several images where one has fewer; null: 1 on a "
+        "CPU, 4 on a GPU.",
+    )
+    kernels: Literal["torch", "triton"] = Field(
+        default="torch",
+        description="What works on a GPU: `torch`, PyTorch's operators; `triton`, kernels of ours that equal them "
+        "under Triton's interpreter and that nobody has run on a GPU yet (docs/gpu.md).",
+    )
+    compile: bool = Field(
+        default=False, description="Compile the blocks of a ViT image encoder (torch.compile) when the model is loaded."
     )
 
 
@@ -141,10 +157,11 @@ class DecodeSettings(Section):
 
 
 class MemorySettings(Section):
-    candidates_mb: int = Field(
-        default=256,
+    candidates_mb: int | None = Field(
+        default=None,
         ge=1,
-        description="Logits kept of the candidates of one crop; beyond it survivors are decoded a second time.",
+        description="Logits kept of the candidates of one crop; beyond it survivors are decoded a second time. null: "
+        "256 on a CPU, 1024 of the GPU's.",
     )
     ahead_mb: int = Field(
         default=768,
@@ -156,6 +173,13 @@ class MemorySettings(Section):
         default=4096,
         ge=1,
         description="Pixels of a decoded image, 3 bytes each; larger images get a row `too_large` and are not decoded.",
+    )
+    fraction: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="Share of its GPU's memory that a worker may take, where others use the GPU too; null: all. Only "
+        "for CUDA devices.",
     )
 
 
@@ -315,6 +339,16 @@ MASK_REVISION = 3
 def default_points_per_batch(kind: str) -> int:
     """For a kind of device, such as `cuda`: small chunks keep a CPU's caches warm; a GPU wants many points at once."""
     return 16 if kind == "cpu" else 64
+
+
+def default_encoder_batch(kind: str) -> int:
+    """Crops that the image encoder takes at once on a kind of device."""
+    return 1 if kind == "cpu" else 4
+
+
+def default_candidates_mb(kind: str) -> int:
+    """MiB of logits that are kept of a crop's candidates: on a GPU those of 1024 points and more."""
+    return 256 if kind == "cpu" else 1024
 
 
 NOT_IN_FINGERPRINT = (

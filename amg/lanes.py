@@ -7,8 +7,9 @@ need no waiting, and what a piece gives does not depend on how many threads ther
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -26,6 +27,7 @@ class Lanes:
     """
 
     def __init__(self, count: int) -> None:
+        self._count = count
         self._own = threading.local()
         self._executor = ThreadPoolExecutor(count, "lane", _use_one_core) if count > 1 else None
         self._caller_threads = torch.get_num_threads()
@@ -50,6 +52,22 @@ class Lanes:
         results = self._executor.map(lambda item: self._run(work, item), items)
         torch.set_num_threads(self._caller_threads)  # threads that start elsewhere take over what was set last
         yield from results
+
+    def stream(self, work: Callable[[Item, Workspace], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """As `map`, for items that come one after the other: none is taken before there is a thread for it.
+
+        With one thread none is taken before the result of the one before it has been.
+        """
+        if self._executor is None:
+            yield from self.map(work, items)
+            return
+        under_way: deque[Future[Result]] = deque()
+        for item in items:
+            under_way.append(self._executor.submit(self._run, work, item))
+            if len(under_way) == self._count:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
 
     def _run(self, work: Callable[[Item, Workspace], Result], item: Item) -> Result:
         with torch.inference_mode():

@@ -17,17 +17,19 @@ from amg.geometry import Crop, Size
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """`pixels_N3SS`: normalised crops, zero beyond their `resized` size (height and width in the model frame)."""
+    """`pixels_N3SS`: normalised crops, zero beyond their `resized` size (height and width in the model frame).
+
+    There may be more of them than crops: zeros that make the batch as large as it always is.
+    """
 
     pixels_N3SS: Tensor
     crops: tuple[Crop, ...]
     resized: tuple[Size, ...]
 
     def __post_init__(self) -> None:
-        n = len(self.crops)
-        side = self.pixels_N3SS.shape[-1]
+        n, side = len(self.pixels_N3SS), self.pixels_N3SS.shape[-1]
         _check("pixels_N3SS", self.pixels_N3SS, (n, 3, side, side))
-        assert len(self.resized) == n, f"{n} crops, {len(self.resized)} sizes"
+        assert len(self.resized) == len(self.crops) <= n, f"{n} pictures, {len(self.crops)} crops"
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -35,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """`features_NDGG`: what the image encoder makes of a batch, in the batch's order."""
+    """`features_NDGG`: what the image encoder makes of a batch, in the batch's order; as many more as that has."""
 
     features_NDGG: Tensor
     crops: tuple[Crop, ...]
@@ -44,7 +46,7 @@ class Embedding:
     def __post_init__(self) -> None:
         n, d, g = self.features_NDGG.shape[:3]
         _check("features_NDGG", self.features_NDGG, (n, d, g, g))
-        assert len(self.crops) == len(self.resized) == n
+        assert len(self.crops) == len(self.resized) <= n
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -76,6 +78,12 @@ class Points:
 
     def __getitem__(self, span: slice) -> Points:
         return Points(self.xy_P2[span], self.xy_image_P2[span], self.index_P[span])
+
+    @staticmethod
+    def concat(parts: Sequence[Points]) -> Points:
+        """All parts (at least one) after each other."""
+        columns = ([getattr(part, name) for part in parts] for name in ("xy_P2", "xy_image_P2", "index_P"))
+        return Points(*(torch.cat(column) for column in columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -100,6 +100,15 @@ class Funnel:
         return Funnel(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
+GPU_BUSY, GPU_IDLE = "gpu_busy", "gpu_idle"
+"""Beside the stages, which are the host's seconds: those in which a GPU had work, and of a shard those in which not."""
+
+
+def stages(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The host's seconds alone."""
+    return {name: spent for name, spent in seconds.items() if name not in (GPU_BUSY, GPU_IDLE)}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskSet:
     """The masks of one image, as columns of K in the reference's order; all coordinates in the image frame.

@@ -29,6 +29,7 @@ class FakeSam:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     weights_digest: str | None = "0" * 64
+    kernels: str = "torch"
     calls: list[int] = field(default_factory=list)
 
     def encode(self, batch: Batch) -> Embedding:
@@ -111,7 +112,7 @@ class RedSam(FakeSam):
 def _red(batch: Batch) -> Tensor:
     """The red channel from 0 to 1, each of 256 x 256 cells the mean of 4 x 4 pixels; 0 beyond the picture."""
     red_N1SS = (batch.pixels_N3SS[:, :1] * PIXEL_STD[0] + PIXEL_MEAN[0]) / 255
-    for red_1SS, size in zip(red_N1SS, batch.resized, strict=True):
+    for red_1SS, size in zip(red_N1SS[: len(batch)], batch.resized, strict=True):
         red_1SS[:, size.height :] = 0
         red_1SS[:, :, size.width :] = 0
     return torch.nn.functional.avg_pool2d(red_N1SS, 4)

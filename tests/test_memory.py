@@ -14,7 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from amg.generate import OUT_OF_MEMORY, generate_masks
+from amg.generate import generate_masks
+from amg.generation.memory import OUT_OF_MEMORY
 from amg.tensors import Embedding, MaskLogits, Points
 from amg.values import Failure, MaskSet, Status
 from tests import parity, reference_amg

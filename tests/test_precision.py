@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -16,21 +16,23 @@ from torch import nn
 
 from amg.config import load_config
 from amg.errors import ConfigError, OutputRefused
-from amg.geometry import Box, Crop
+from amg.geometry import Box, Crop, Size
 from amg.run import probe
 from amg.run.local import run_local
 from amg.run.plan import read_plan
 from amg.run.progress import Silent, Summary
 from amg.sam import load
-from amg.sam.bfloat16 import RoundedLinear, round_products
-from amg.sam.config import VIT_T
+from amg.sam.bfloat16 import RoundedLinear, round_products, round_vit
+from amg.sam.config import VIT_T, Architecture, DecoderConfig, VitConfig
 from amg.sam.load import lacks_bfloat16, load_sam
 from amg.sam.model import Sam, build_sam
+from amg.sam.precision import in_words
 from amg.sam.processor import to_batch
+from amg.sam.vit import Vit
 from amg.storage.url import open_store
-from amg.tensors import Embedding
+from amg.tensors import Embedding, Points
 from tests.fakes import DiscSam, label_with
-from tests.sam_reference import mobile_pair
+from tests.sam_reference import draw_weights, mobile_pair
 
 CPU = torch.device("cpu")
 NO_REASON = "this processor is older than bfloat16"
@@ -119,6 +121,75 @@ def test_precision_is_decided_when_the_model_is_loaded(tmp_path: Path, monkeypat
     assert rounded.precision.startswith(
         "bfloat16 in the linear layers of the image encoder on cpu, float32 elsewhere: "
     )
+
+
+def test_the_words_say_what_a_gpu_does() -> None:
+    assert in_words("parity", "cuda").startswith("float32 (and no TF32) on cuda: ")
+    said = in_words("fast", "cuda")
+    assert said.startswith(
+        "bfloat16 in the image encoder (in a TinyViT its linear layers) and float16 in the mask decoder"
+    )
+
+
+def test_on_a_gpu_a_tinyvit_rounds_its_linear_layers_and_the_decoder_is_float16() -> None:
+    sam = build_sam(VIT_T)
+    sam.load_state_dict(mobile_pair()[1].state_dict())
+    load.use_fewer_bits(sam, torch.device("cuda"))
+    lower = {
+        type(module)
+        for module in sam.image_encoder.modules()
+        if any(p.dtype != torch.float32 for p in module.parameters(recurse=False))
+    }
+    assert lower == {RoundedLinear}
+    assert {parameter.dtype for parameter in sam.mask_decoder.parameters()} == {torch.float16}
+    assert {parameter.dtype for parameter in sam.prompt_encoder.parameters()} == {torch.float32}
+
+
+def small_vit() -> Sam:
+    """A ViT with a global block and one with windows that do not divide its grid."""
+    torch.manual_seed(0)
+    encoder = VitConfig(width=32, depth=2, heads=2, global_blocks=(1,), window=3)
+    sam = build_sam(Architecture("tiny", encoder, DecoderConfig(mlp_width=64, iou_width=16), 32, 8, side=128, grid=8))
+    draw_weights(sam, seed=5)
+    return sam
+
+
+def test_a_rounded_vit_keeps_its_sum_its_norms_and_its_embedding_float32() -> None:
+    exact, rounded = small_vit(), small_vit()
+    round_vit(cast(Vit, rounded.image_encoder))
+    assert list(rounded.state_dict()) == list(exact.state_dict())
+    between: list[torch.dtype] = []
+    inside: list[torch.dtype] = []
+    for block in cast(Vit, rounded.image_encoder).blocks:
+        block.register_forward_hook(lambda _module, _given, out: between.append(out.dtype))
+        block.norm1.register_forward_hook(lambda _module, _given, out: between.append(out.dtype))
+        block.attn.qkv.register_forward_hook(lambda _module, _given, out: inside.append(out.dtype))
+        block.mlp.lin1.register_forward_hook(lambda _module, _given, out: inside.append(out.dtype))
+    pixels_13SS = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, wanted = rounded.image_encoder(pixels_13SS), exact.image_encoder(pixels_13SS)
+    assert set(between) == {torch.float32} and set(inside) == {torch.bfloat16}
+    assert found.dtype == torch.float32
+    error = float((found - wanted).norm() / wanted.norm())
+    assert 1e-4 < error < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_decoder_of_fewer_bits_is_given_them_and_gives_float32(dtype: torch.dtype) -> None:
+    exact, lower = small_vit(), small_vit()
+    lower.mask_decoder.to(dtype)
+    crop = Crop(Box(0, 0, 128, 128), 0, 0)
+    features = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(2))
+    embedding = Embedding(features, (crop,), (Size(128, 128),))
+    xy_P2 = torch.tensor([[20.0, 100.0], [64.0, 3.0]], dtype=torch.float64)
+    points = Points(xy_P2, xy_P2, torch.arange(2, dtype=torch.int32))
+    several = [sam.decode(sam.prepare(embedding), points) for sam in (lower, exact)]
+    asked = {"xy_PK2": xy_P2[:, None].float(), "labels_PK": torch.ones(2, 1, dtype=torch.int64)}
+    single = [sam.predict(embedding, **asked) for sam in (lower, exact)]
+    for found, wanted in (several, single):
+        assert found.logits_PMLL.dtype == found.iou_PM.dtype == torch.float32
+        error = float((found.logits_PMLL - wanted.logits_PMLL).norm() / wanted.logits_PMLL.norm())
+        assert 0 < error < (5e-3 if dtype == torch.float16 else 4e-2)
 
 
 def test_a_processor_without_bfloat16_is_told_before_a_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

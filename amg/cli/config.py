@@ -80,8 +80,9 @@ def assigned_settings(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def named_settings(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that are called as the last part of a setting's name, by dotted name; those not given are left out."""
-    settings = {name.rpartition(".")[2]: name for name, _ in fields()}
+    """Options called as a setting or the last part of its name, by dotted name; those not given are left out."""
+    names = [name for name, _ in fields()]
+    settings = {name.replace(".", "_"): name for name in names} | {name.rpartition(".")[2]: name for name in names}
     return {settings[name]: value for name, value in named.items() if value is not None}
 
 

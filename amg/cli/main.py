@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 from amg import __version__
 from amg.errors import AmgError
+from amg.run.gpu_memory import keep_whole
 
 INTERRUPTED = 130
 
@@ -109,6 +110,7 @@ def main() -> int:
     """The exit status of the command line in `sys.argv`. Errors nobody foresaw keep their traceback."""
     # Threads that spin while they wait lose five times the speed as soon as another process wants their core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_whole()
     try:
         status = cli.main(prog_name="sam-amg", standalone_mode=False)
     except click.exceptions.Abort:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from amg.run.retry import Retried
 
 AS_IN_RUN = (
-    "assignments", "weights", "device", "workers", "runner", "address", "gpus_per_worker", "cpus_per_worker", "quiet",
-    "as_json", "log",
+    "assignments", "weights", "device", "workers", "runner", "address", "gpus_per_worker", "cpus_per_worker",
+    "memory_fraction", "quiet", "as_json", "log",
 )  # fmt: skip
 """Parameters that are `run`'s own, by name."""
 

@@ -63,6 +63,12 @@ Examples:
     metavar="N",
     help="Cores of a worker on Ray; sets run.cpus_per_worker.",
 )
+@click.option(
+    "--memory-fraction",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="SHARE",
+    help="Of its GPU's memory that a worker may take; sets memory.fraction.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Plan the first N images alone.")
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be done, in numbers, or why it would be refused, and do nothing."
@@ -92,6 +98,7 @@ def run(
     address: str | None,
     gpus_per_worker: float | None,
     cpus_per_worker: float | None,
+    memory_fraction: float | None,
     limit: int | None,
     dry_run: bool,
     strict: bool,
@@ -119,6 +126,7 @@ def run(
         "run.address": address,
         "run.gpus_per_worker": gpus_per_worker,
         "run.cpus_per_worker": cpus_per_worker,
+        "memory.fraction": memory_fraction,
     }
     overrides = {name: value for name, value in named.items() if value is not None}
     config = resolve_settings(preset, config_file, assignments, overrides)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amg.cli.config import resolve_settings
+from amg.cli.config import named_settings, resolve_settings
 from amg.cli.run import run
-from amg.config import Config, fields
+from amg.config import Config
 from amg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 AS_IN_RUN = (
     "inputs", "out", "assignments", "config_file", "preset", "weights", "device", "gpus_per_worker", "cpus_per_worker",
-    "workers", "limit", "strict", "log",
+    "memory_fraction", "workers", "limit", "strict", "log",
 )  # fmt: skip
 """Parameters that are `run`'s own, by name."""
 
@@ -180,10 +180,8 @@ def _start_and_follow(asked: Order, address: str, no_wait: bool) -> int:
 
 
 def _overrides(named: dict[str, Any]) -> dict[str, Any]:
-    """Options that are a setting's last name, as settings; the job runs on the Ray that it is sent to."""
-    settings = {name.rpartition(".")[2]: name for name, _ in fields()}
-    given = {settings[name]: value for name, value in named.items() if value is not None}
-    return {**given, "run.runner": "ray", "run.address": None}
+    """The settings among its options; the job runs on the Ray that it is sent to."""
+    return {**named_settings(named), "run.runner": "ray", "run.address": None}
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -34,6 +34,12 @@ def draw(
     return bits, x0, y0
 
 
+def window_of(runs_R: NDArray[np.uint32], box_4: NDArray[np.int64], image: Size) -> Window:
+    """The bits of a mask in its half-open box, from its run lengths in the image; nothing of it lies outside."""
+    x0, y0, x1, y1 = (int(v) for v in box_4)
+    return kernel.bits(runs_R, x0, y0, x1, y1, image.height), x0, y0
+
+
 def run_lengths(window: Window, image: Size) -> NDArray[np.uint32]:
     """Column-major run lengths of the mask in the image, beginning with the zeros."""
     bits, x0, y0 = window

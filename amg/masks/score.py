@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from amg.config import GenerateSettings
 from amg.geometry import Box, Crop, Size
 from amg.kernels import resample
-from amg.tensors import Candidates, MaskLogits, from_host, to_host
+from amg.masks.on_device import DeviceKernels
+from amg.tensors import Candidates, MaskLogits, Points, from_host, to_host
 from amg.values import Funnel
 
 EDGE_TOLERANCE = 20
@@ -76,15 +77,79 @@ def score(masks: MaskLogits, lens: Lens, settings: GenerateSettings, shelf: Shel
     """
     iou_C = to_host(masks.iou_PM).reshape(-1)
     logits_CLL = to_host(masks.logits_PMLL).reshape(-1, *masks.logits_PMLL.shape[2:])
-    index = np.arange(len(iou_C))
-    if settings.pred_iou_thresh > 0:
-        index = index[iou_C > np.float32(settings.pred_iou_thresh)]
-    passed_iou = len(index)
-
+    likely = _likely(iou_C, settings)
     low, middle, high = _thresholds(settings)
-    scores = resample.score(logits_CLL, index, lens.x, lens.y, low=low, middle=middle, high=high)
+    scores = resample.score(logits_CLL, likely, lens.x, lens.y, low=low, middle=middle, high=high)
+    passed, funnel = _filter(iou_C, likely, scores, lens, settings)
+    window_K4 = resample.windows(passed.scores.box_K4, lens.x, lens.y)
+    starts = [
+        shelf.put(logits_CLL[mask, row : row + rows, column : column + columns])
+        for mask, (row, column, rows, columns) in zip(passed.flat_K, window_K4, strict=True)
+    ]
+    return _candidates(masks.points, passed, lens, window_K4, np.array(starts, np.int64), shelf.logits_V), funnel
+
+
+class Tray:
+    """Scores of all masks of one crop, chunk after chunk, on the device: it is given work and never waited for."""
+
+    def __init__(self, lens: Lens, settings: GenerateSettings, kernels: DeviceKernels) -> None:
+        self._lens, self._settings, self._kernels = lens, settings, kernels
+        self._points: list[Points] = []
+        self._numbers: list[torch.Tensor] = []
+
+    def put(self, masks: MaskLogits) -> None:
+        low, middle, high = _thresholds(self._settings)
+        logits_CLL = masks.logits_PMLL.flatten(0, 1)
+        x, y = self._lens.x, self._lens.y
+        count_C3, box_C4 = self._kernels.score(logits_CLL, x, y, low=low, middle=middle, high=high)
+        iou_C1 = masks.iou_PM.reshape(-1, 1).contiguous().view(torch.int32).to(torch.int64)
+        self._numbers.append(torch.cat([count_C3, box_C4, iou_C1], dim=1))
+        self._points.append(masks.points)
+
+    def candidates(self) -> tuple[Candidates, Funnel]:
+        """As `score` of all chunks together, in one transfer of integers.
+
+        No candidate has its logits yet; each wants all of them, since a device draws whole planes.
+        """
+        numbers_C8 = to_host(torch.cat(self._numbers))
+        iou_C = numbers_C8[:, 7].astype(np.int32).view(np.float32)
+        likely = _likely(iou_C, self._settings)
+        scores = resample.Scores(numbers_C8[likely, :3], numbers_C8[likely, 3:7])
+        passed, funnel = _filter(iou_C, likely, scores, self._lens, self._settings)
+        k, side = len(passed.flat_K), resample.LOGITS_SIDE
+        plane_K4 = np.tile(np.array([0, 0, side, side], np.int32), (k, 1))
+        points, nothing_V = Points.concat(self._points), self._numbers[0].new_empty(0, dtype=torch.float32)
+        return _candidates(points, passed, self._lens, plane_K4, np.full(k, -1, np.int64), nothing_V), funnel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Passed:
+    """What the filters let through: which of the C masks of a crop or a chunk, which numbers they have."""
+
+    flat_K: NDArray[np.int64]
+    masks: int
+    scores: resample.Scores
+    stability_K: NDArray[np.float32]
+    iou_K: NDArray[np.float32]
+
+
+def _likely(iou_C: NDArray[np.float32], settings: GenerateSettings) -> NDArray[np.int64]:
+    """Which masks pass the first filter."""
+    if settings.pred_iou_thresh > 0:
+        return np.flatnonzero(iou_C > np.float32(settings.pred_iou_thresh))
+    return np.arange(len(iou_C))
+
+
+def _filter(
+    iou_C: NDArray[np.float32],
+    likely: NDArray[np.int64],
+    scores: resample.Scores,
+    lens: Lens,
+    settings: GenerateSettings,
+) -> tuple[_Passed, Funnel]:
+    """The other filters, on the `scores` of the likely ones."""
     stability = stability_score(scores.count_K3)
-    keep = np.ones(len(index), np.bool_)
+    keep = np.ones(len(likely), np.bool_)
     if settings.stability_score_thresh > 0:
         keep = stability >= np.float32(settings.stability_score_thresh)
     passed_stability = int(keep.sum())
@@ -92,16 +157,16 @@ def score(masks: MaskLogits, lens: Lens, settings: GenerateSettings, shelf: Shel
         keep &= scores.count_K3[:, 1] < settings.max_mask_area_fraction * lens.image.pixels
     passed_area = int(keep.sum())
     keep &= ~near_crop_edge(inclusive(scores.box_K4), lens.crop.box, lens.image)
-
     kept = np.flatnonzero(keep)
     funnel = Funnel(
         candidates=len(iou_C),
-        dropped_predicted_iou=len(iou_C) - passed_iou,
-        dropped_stability=passed_iou - passed_stability,
+        dropped_predicted_iou=len(iou_C) - len(likely),
+        dropped_stability=len(likely) - passed_stability,
         dropped_max_area=passed_stability - passed_area,
         dropped_crop_edge=passed_area - len(kept),
     )
-    return _candidates(masks, logits_CLL, index[kept], lens, scores, kept, stability[kept], iou_C, shelf), funnel
+    numbers = resample.Scores(scores.count_K3[kept], scores.box_K4[kept])
+    return _Passed(likely[kept], len(iou_C), numbers, stability[kept], iou_C[likely[kept]]), funnel
 
 
 def stability_score(count_K3: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -134,37 +199,28 @@ def _thresholds(settings: GenerateSettings) -> tuple[float, float, float]:
 
 
 def _candidates(
-    masks: MaskLogits,
-    logits_CLL: NDArray[np.float32],
-    flat: NDArray[np.int64],
+    points: Points,
+    passed: _Passed,
     lens: Lens,
-    scores: resample.Scores,
-    kept: NDArray[np.int64],
-    stability: NDArray[np.float32],
-    iou_C: NDArray[np.float32],
-    shelf: Shelf,
+    window_K4: NDArray[np.int32],
+    start_K: NDArray[np.int64],
+    logits_V: torch.Tensor,
 ) -> Candidates:
-    per_point = masks.iou_PM.shape[1]
-    box_crop = scores.box_K4[kept]
-    windows, starts = [], []
-    for mask, box in zip(flat, box_crop, strict=True):
-        row, column, rows, columns = resample.window(box, lens.x, lens.y) if box[2] > box[0] else (0, 0, 0, 0)
-        windows.append((row, column, rows, columns))
-        starts.append(shelf.put(logits_CLL[mask, row : row + rows, column : column + columns]))
-    crop = lens.crop
-    empty = (box_crop[:, 2] <= box_crop[:, 0])[:, None]
-    box_image = np.where(empty, 0, box_crop + np.array([crop.box.x0, crop.box.y0, crop.box.x0, crop.box.y0]))
-    point = from_host(flat // per_point)
+    per_point = passed.masks // len(points)
+    box_K4, flat_K = passed.scores.box_K4, passed.flat_K
+    x0, y0 = lens.crop.box.x0, lens.crop.box.y0
+    empty = (box_K4[:, 2] <= box_K4[:, 0])[:, None]
+    point = from_host(flat_K // per_point)
     return Candidates(
-        box_K4=from_host(box_image),
-        area_K=from_host(scores.count_K3[kept, 1]),
-        stability_K=from_host(stability),
-        iou_K=from_host(iou_C[flat]),
-        xy_image_K2=masks.points.xy_image_P2[point],
-        point_index_K=masks.points.index_P[point],
-        mask_index_K=from_host((flat % per_point).astype(np.int8)),
-        crop_K=torch.full((len(flat),), crop.index, dtype=torch.int32),
-        window_K4=from_host(np.array(windows, np.int32).reshape(-1, 4)),
-        start_K=from_host(np.array(starts, np.int64)),
-        logits_V=shelf.logits_V,
+        box_K4=from_host(np.where(empty, 0, box_K4 + np.array([x0, y0, x0, y0]))),
+        area_K=from_host(passed.scores.count_K3[:, 1]),
+        stability_K=from_host(passed.stability_K),
+        iou_K=from_host(passed.iou_K),
+        xy_image_K2=points.xy_image_P2[point],
+        point_index_K=points.index_P[point],
+        mask_index_K=from_host((flat_K % per_point).astype(np.int8)),
+        crop_K=torch.full((len(flat_K),), lens.crop.index, dtype=torch.int32),
+        window_K4=from_host(window_K4),
+        start_K=from_host(start_K),
+        logits_V=logits_V,
     )

@@ -8,13 +8,14 @@ torch is loaded when the plan is written, by whoever labels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Unpack
 
-from amg.config import MASK_REVISION, Config, default_points_per_batch, masks_depend_on
-from amg.run import machine
+from amg.config import MASK_REVISION, Config, default_encoder_batch, default_points_per_batch, masks_depend_on
+from amg.run import gpu_memory, machine
 from amg.run import plan as planning
 from amg.run.job import Hands
 from amg.run.plan import Plan
@@ -23,6 +24,7 @@ from amg.run.runner import Asked, Settled, run_with
 from amg.run.shard import Label, OpenLabel, Result
 from amg.run.workers import ProcessCrew
 from amg.sam import weights
+from amg.sam.cache import cache_folder
 from amg.shards.schema import SCHEMA_VERSION
 from amg.sources.inputs import open_source
 from amg.values import Failure, Image
@@ -68,12 +70,13 @@ def settle(config: Config, plan: Plan | None, *, devices: Sequence[str] | None =
         devices = machine.pick_devices(config.run, weights=unknown, precision=config.model.precision)
     elif unknown is not None:
         machine.ask_torch(["cpu"], unknown, "parity")
+    gpu_memory.check_fraction(config.memory.fraction, devices)
     config = pin(config, plan, devices)
     per_image = expected_seconds_per_image(config, devices[0])
     return Settled(
         config,
         devices,
-        masks_depend_on(config, weights_digest=sha256, masks=MASK_REVISION, schema=SCHEMA_VERSION, encoder_batch=1),
+        masks_depend_on(config, weights_digest=sha256, masks=MASK_REVISION, schema=SCHEMA_VERSION),
         config.shards.images_per_shard or planning.images_per_shard(per_image),
         per_image,
     )
@@ -87,12 +90,20 @@ def open_label(checkpoint: Path, config: Config, device: str) -> Label:
     from amg.sam.load import load_sam
 
     torch.set_num_threads(config.run.threads or torch.get_num_threads())
-    sam = load_sam(checkpoint, device=device, precision=config.model.precision)
+    if config.memory.fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(config.memory.fraction, torch.device(device).index)
+    choice = config.model
+    if choice.compile:  # once a machine, not once a process
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    sam = load_sam(
+        checkpoint, device=device, precision=choice.precision, kernels=choice.kernels, compiled=choice.compile
+    )
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # kernels that name no device go there, and no memory to the first one
 
     def label(images: Iterable[Image | Failure]) -> Iterator[Result]:
-        return generate_masks(images, sam, config.generate, candidates_mb=config.memory.candidates_mb)
+        limits = {"candidates_mb": config.memory.candidates_mb, "encoder_batch": config.model.encoder_batch}
+        return generate_masks(images, sam, config.generate, **limits)
 
     return label
 
@@ -105,10 +116,16 @@ def pin(config: Config, plan: Plan | None, devices: Sequence[str]) -> Config:
         or there.get("generate.points_per_batch")
         or default_points_per_batch(devices[0].partition(":")[0])
     )
+    encoder_batch = (
+        config.model.encoder_batch
+        or there.get("model.encoder_batch")
+        or default_encoder_batch(devices[0].partition(":")[0])
+    )
     share = max(1, machine.cores() // len(devices))
     threads = config.run.threads or there.get("run.threads") or share
     return config.model_copy(
         update={
+            "model": config.model.model_copy(update={"encoder_batch": encoder_batch}),
             "generate": config.generate.model_copy(update={"points_per_batch": batch}),
             "run": config.run.model_copy(update={"threads": threads}),
         }

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from amg.run import gpu_memory
 from amg.run.leases import Lease
 from amg.run.metrics import WorkerMetrics
 from amg.run.shard import Job, Label, OpenLabel, Result, label_shard
@@ -37,6 +38,7 @@ class RayWorker:
     def open(self) -> Ready | Broken:
         """Load the model."""
         warnings.filterwarnings("ignore", module="PIL")
+        gpu_memory.keep_whole()
         try:
             self._metrics = _metrics(self._job.store.url)
             self._label = self._thread.submit(self._open_label, self._device).result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from amg.run.peak import peak_memory_mb
 from amg.shards import schema, writer
 from amg.sources.source import Source
 from amg.storage.store import Store
-from amg.values import Failure, Image, ImageRef, MaskSet, Receipt, Status
+from amg.values import GPU_BUSY, GPU_IDLE, Failure, Image, ImageRef, MaskSet, Receipt, Status
 
 Result = MaskSet | Failure
 Label = Callable[[Iterable[Image | Failure]], Iterator[Result]]
@@ -48,14 +49,19 @@ def label_shard(
 
     `seen` hears of every image when it is done. `begin`, in an isolated try, hears of it before a byte is read.
     """
-    results: list[Result] = []
+    began, results = time.perf_counter(), list[Result]()
     for failure in lease.settled:
         results.append(failure)
         seen(failure)
-    for result in label(_images(lease, job, begin)):
+    images = _images(lease, job, begin)
+    one_by_one = (result for image in images for result in label([image]))
+    for result in one_by_one if lease.isolated else label(images):
         results.append(result)
         seen(result)
-    return commit(lease, sorted(results, key=lambda result: result.ref.row), job)
+    seconds = dict(total_seconds(results))
+    if GPU_BUSY in seconds:
+        seconds[GPU_IDLE] = max(0.0, time.perf_counter() - began - seconds[GPU_BUSY])
+    return commit(lease, sorted(results, key=lambda result: result.ref.row), job, seconds)
 
 
 def _images(lease: Lease, job: Job, begin: Callable[[ImageRef], object]) -> Iterator[Image | Failure]:
@@ -108,7 +114,7 @@ def _blame_memory(images: Iterator[Image | Failure]) -> Iterator[Image | Failure
         yield image
 
 
-def commit(lease: Lease, results: Sequence[Result], job: Job) -> Receipt:
+def commit(lease: Lease, results: Sequence[Result], job: Job, seconds: Mapping[str, float]) -> Receipt:
     """One object, built in memory and created if absent: whoever was first has won, the others throw theirs away."""
     shard, config = lease.shard, job.config
     embedded = None
@@ -119,7 +125,6 @@ def commit(lease: Lease, results: Sequence[Result], job: Job) -> Receipt:
     table = writer.to_table(results, bbox_style=config.output.bbox_style, images=embedded)
     rows = Counter(str(r.status) if isinstance(r, Failure) else str(Status.OK) for r in results)
     masks = sum(len(r) for r in results if isinstance(r, MaskSet))
-    seconds = total_seconds(results)
     footer = {
         "sam_amg.schema_version": str(schema.SCHEMA_VERSION),
         "sam_amg.plan": fingerprint(job.depends_on),

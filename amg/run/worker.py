@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
+from amg.run import gpu_memory
 from amg.run.leases import Lease
 from amg.run.shard import Job, Label, Result, label_shard
 from amg.run.signals import STOPPING
@@ -68,6 +69,7 @@ def work(pipe: Connection, job: Job, open_label: Callable[[str], Label], device:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     _end_with_parent()
     warnings.filterwarnings("ignore", module="PIL")
+    gpu_memory.keep_whole()
     try:
         label = open_label(device)
         pipe.send(Ready())

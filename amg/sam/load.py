@@ -15,25 +15,34 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from amg.errors import ConfigError, WeightsError
-from amg.sam.bfloat16 import round_products
+from amg.sam.bfloat16 import round_products, round_vit
 from amg.sam.checkpoint import WANTED, check_fit, read_state_dict, sam_of
 from amg.sam.config import ARCHITECTURES, Architecture, VitConfig
+from amg.sam.faster import check_triton, compile_blocks, use_triton
 from amg.sam.keys import to_original
 from amg.sam.model import Sam, build_sam
-from amg.sam.precision import Precision, in_words
+from amg.sam.precision import Kernels, Precision, in_words
 from amg.sam.products import use_fastest_products
+from amg.sam.vit import Vit
 from amg.sam.weights import DEFAULT, KNOWN, checked_file
 
 
 def load_sam(
-    weights: str | Path = DEFAULT, *, device: str | torch.device = "cpu", precision: Precision = "parity"
+    weights: str | Path = DEFAULT,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "parity",
+    kernels: Kernels = "torch",
+    compiled: bool = False,
 ) -> Sam:
     """The model of a weights file, of a known name or of an address (fetched into the cache first), in evaluation mode.
 
-    precision: `parity`, float32 and the masks of the reference, or `fast`, where the linear layers of the image encoder
-    multiply in bfloat16 and some masks are others.
-    Raises WeightsError where the file is not what it should be, ConfigError where file or device is not there, or where
-    `fast` is asked of a processor that has no bfloat16.
+    precision: `parity`, float32 and the masks of the reference, or `fast`, and some masks are others: the image encoder
+    multiplies in bfloat16 (on a CPU and in a TinyViT its linear layers alone), on a GPU the mask decoder in float16.
+    kernels: `torch`, or `triton` for kernels of ours on a GPU, which no GPU has run yet (docs/gpu.md).
+    compiled: let PyTorch compile the blocks of a ViT when they are first called.
+    Raises WeightsError where the file is not what it should be, ConfigError where file or device is not there, where
+    `fast` is asked of a processor that has no bfloat16, or `triton` of one that is no GPU.
     """
     device = usable_device(device)
     dtype = usable_dtype(precision, device)
@@ -49,12 +58,34 @@ def load_sam(
     check_fit(state, sam.state_dict(), path=path, name=sam.name)
     sam.load_state_dict(state)
     sam.weights_digest = sha256
+    if kernels == "triton":
+        check_triton(device)
+        use_triton(sam.image_encoder)
+        sam.kernels = kernels
     if dtype == torch.bfloat16:
-        round_products(sam.image_encoder)
+        use_fewer_bits(sam, device)
     sam.precision = in_words(precision, device.type)
     if device.type == "cpu":
         sam.precision += f"; {use_fastest_products(sam.image_encoder)}"
+    if compiled:
+        compile_blocks(sam.image_encoder)
     return sam
+
+
+def use_fewer_bits(sam: Sam, device: torch.device) -> None:
+    """Turn a finished float32 model into what `fast` is on this kind of device; docs/gpu.md says what masks make of it.
+
+    The decoder is float16 on a GPU, not bfloat16: its numbers are small, and their last bits decide more masks. Kernels
+    of ours need no weights of fewer bits: they round the image tokens alone, a third of the error.
+    """
+    if device.type == "cuda" and isinstance(sam.image_encoder, Vit):
+        round_vit(sam.image_encoder)
+    else:
+        round_products(sam.image_encoder)
+    if sam.kernels == "triton":
+        sam.fused_in = torch.float16
+    elif device.type == "cuda":
+        sam.mask_decoder.half()
 
 
 def arithmetic(dtype: torch.dtype, device: torch.device) -> str:

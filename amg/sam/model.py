@@ -13,8 +13,11 @@ from amg.sam.config import Architecture, TinyVitConfig
 from amg.sam.decoder import MaskDecoder
 from amg.sam.factored import decode_factored
 from amg.sam.factored_image import FactoredImage, can_factor, factor
+from amg.sam.fused import FusedImage, can_fuse, decode_fused, in_type
+from amg.sam.precision import Kernels
 from amg.sam.prompt import FOREGROUND, PromptEncoder, close
 from amg.sam.shared import SharedImage, decode_shared, share
+from amg.sam.tf32 import in_exact_float32
 from amg.sam.tinyvit import TinyVit
 from amg.sam.vit import Vit
 from amg.tensors import Batch, Embedding, MaskLogits, Points, Workspace
@@ -28,14 +31,15 @@ class Prediction:
     iou_PM: Tensor
 
 
-PreparedImage = FactoredImage | SharedImage
+PreparedImage = FactoredImage | FusedImage | SharedImage
 
 
 class Sam(nn.Module):
     """The three parts, finished and passed in; `state_dict` has the keys of the original checkpoints.
 
     `name` is the architecture, `weights_digest` the sha256 of the file the weights came from (None: from no file),
-    `precision` says in words which arithmetic was chosen and why.
+    `precision` says in words which arithmetic was chosen and why; `kernels`, what works on masks and prompts on a GPU,
+    `fused_in` the type of the operands of the products in those kernels.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class Sam(nn.Module):
         name: str = "custom",
         weights_digest: str | None = None,
         precision: str = "as built",
+        kernels: Kernels = "torch",
+        fused_in: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -55,6 +61,8 @@ class Sam(nn.Module):
         self.name = name
         self.weights_digest = weights_digest
         self.precision = precision
+        self.kernels: Kernels = kernels
+        self.fused_in = fused_in
 
     @property
     def device(self) -> torch.device:
@@ -66,10 +74,14 @@ class Sam(nn.Module):
         return self.prompt_encoder.side
 
     @torch.no_grad()
+    @in_exact_float32
     def encode(self, batch: Batch) -> Embedding:
-        """The image embedding of every crop."""
+        """The image embedding of every crop.
+
+        On a CPU a TinyViT leaves the padding out; on a GPU the shape of a batch would then change its numbers.
+        """
         encoder, pixels_N3SS = self.image_encoder, batch.pixels_N3SS
-        if isinstance(encoder, TinyVit):
+        if isinstance(encoder, TinyVit) and pixels_N3SS.device.type == "cpu":
             covered = Size(max(size.height for size in batch.resized), max(size.width for size in batch.resized))
             features_NDGG = encoder(pixels_N3SS, covered)
         else:
@@ -77,6 +89,7 @@ class Sam(nn.Module):
         return Embedding(features_NDGG, batch.crops, batch.resized)
 
     @torch.no_grad()
+    @in_exact_float32
     def prepare(self, embedding: Embedding, *, tokens: int = 2, needed: Size | None = None) -> PreparedImage:
         """What all prompts on one crop share; made once per crop, about the cost of some points.
 
@@ -85,12 +98,18 @@ class Sam(nn.Module):
         """
         assert len(embedding) == 1, f"{len(embedding)} crops: take one, `embedding[n]`"
         _, no_mask_1DGG = self.prompt_encoder()
-        images = embedding.features_NDGG, self.prompt_encoder.grid_encoding(), no_mask_1DGG
-        if can_factor(self.mask_decoder, embedding.features_NDGG, tokens):
-            return factor(self.mask_decoder, *images, needed)
-        return share(self.mask_decoder, *images)
+        features_1DGG, position_1DGG, no_mask_1DGG = self._for_decoder(
+            embedding.features_NDGG, self.prompt_encoder.grid_encoding(), no_mask_1DGG
+        )
+        if self.kernels == "torch" and can_factor(self.mask_decoder, features_1DGG, tokens):
+            return factor(self.mask_decoder, features_1DGG, position_1DGG, no_mask_1DGG, needed)
+        shared = share(self.mask_decoder, features_1DGG, position_1DGG, no_mask_1DGG)
+        if self.kernels == "triton" and can_fuse(self.mask_decoder, tokens):
+            return FusedImage(in_type(shared, self.fused_in), needed)
+        return shared
 
     @torch.no_grad()
+    @in_exact_float32
     def decode(self, image: PreparedImage, points: Points, workspace: Workspace | None = None) -> MaskLogits:
         """Three masks for each point, as one foreground click; fastest in small chunks (16 points on a CPU).
 
@@ -104,16 +123,23 @@ class Sam(nn.Module):
         return MaskLogits(logits_PMLL.float(), iou_PM.float(), points)
 
     @torch.no_grad()
+    @in_exact_float32
     def decode_tokens(
         self, image: PreparedImage, sparse_PKD: Tensor, workspace: Workspace | None = None, *, multimask: bool = True
     ) -> tuple[Tensor, Tensor]:
         """As `decode`, for prompts that are embedded already, without masks: logits (P, M, L, L) and IoU (P, M)."""
         workspace = workspace or Workspace()
+        (sparse_PKD,) = self._for_decoder(sparse_PKD)
         if isinstance(image, FactoredImage):
             return decode_factored(self.mask_decoder, image, sparse_PKD, workspace, multimask=multimask)
+        if isinstance(image, FusedImage):
+            return decode_fused(
+                self.mask_decoder, image.shared, sparse_PKD, workspace, multimask=multimask, needed=image.needed
+            )
         return decode_shared(self.mask_decoder, image, sparse_PKD, workspace, multimask=multimask)
 
     @torch.no_grad()
+    @in_exact_float32
     def predict(
         self,
         embedding: Embedding,
@@ -131,10 +157,14 @@ class Sam(nn.Module):
         assert len(embedding) == 1, f"{len(embedding)} crops: take one, `embedding[n]`"
         sparse_PKD, dense_PDGG = self.prompt_encoder(xy_PK2, labels_PK, boxes_P4, masks_P1LL)
         position_1DGG = self.prompt_encoder.grid_encoding()
-        logits_PMLL, iou_PM = self.mask_decoder(
-            embedding.features_NDGG, position_1DGG, sparse_PKD, dense_PDGG, multimask=multimask
-        )
+        given = self._for_decoder(embedding.features_NDGG, position_1DGG, sparse_PKD, dense_PDGG)
+        logits_PMLL, iou_PM = self.mask_decoder(*given, multimask=multimask)
         return Prediction(logits_PMLL.float(), iou_PM.float())
+
+    def _for_decoder(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """In the type of the mask decoder, which may have fewer bits than what comes before it."""
+        dtype = self.mask_decoder.iou_token.weight.dtype
+        return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def check_sam(sam: object) -> None:

@@ -27,17 +27,36 @@ def to_batch(
     pixels_HWC: NDArray[np.uint8], crops: Sequence[Crop], device: torch.device | str = "cpu", *, side: int = 1024
 ) -> Batch:
     """The crops of one image (uint8 RGB) as one batch on `device`; bytes go up, arithmetic happens there."""
+    pictures = [pixels_HWC[crop.box.y0 : crop.box.y1, crop.box.x0 : crop.box.x1] for crop in crops]
+    return stack(pictures, crops, device, side=side)
+
+
+def stack(
+    pictures: Sequence[NDArray[np.uint8]],
+    crops: Sequence[Crop],
+    device: torch.device | str = "cpu",
+    *,
+    side: int = 1024,
+    room: int = 0,
+) -> Batch:
+    """The pixels of crops (uint8 RGB), of one image or of several, as one batch; with `room` for so many at least."""
     mean_311 = torch.tensor(PIXEL_MEAN, device=device)[:, None, None]
     std_311 = torch.tensor(PIXEL_STD, device=device)[:, None, None]
-    pixels_N3SS = torch.zeros(len(crops), 3, side, side, device=device)
+    pixels_N3SS = torch.zeros(max(room, len(crops)), 3, side, side, device=device)
     resized = []
-    for crop, square_3SS in zip(crops, pixels_N3SS, strict=True):
-        box = crop.box
-        pixels_3hw = resize(pixels_HWC[box.y0 : box.y1, box.x0 : box.x1], side).to(device).permute(2, 0, 1)
+    for picture, square_3SS in zip(pictures, pixels_N3SS, strict=False):
+        pixels_3hw = _up(resize(picture, side), device).permute(2, 0, 1)
         h, w = pixels_3hw.shape[1:]
         square_3SS[:, :h, :w] = (pixels_3hw - mean_311) / std_311
         resized.append(Size(h, w))
     return Batch(pixels_N3SS, tuple(crops), tuple(resized))
+
+
+def _up(pixels: Tensor, device: torch.device | str) -> Tensor:
+    """Crossing 1, pixels up: to a GPU from memory that does not move, so that the host need not wait for it."""
+    if torch.device(device).type == "cuda":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
 
 
 def resize(pixels_hwC: NDArray[np.uint8], side: int) -> Tensor:

@@ -103,13 +103,17 @@ class ConvNorm(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if self.training:
             return self.bn(self.c(x_NCHW))
+        conv = self.c
+        weight, bias_C = self.folded()
+        return F.conv2d(x_NCHW, weight, bias_C, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that does the work of both."""
         conv, norm = self.c, self.bn
         assert norm.running_mean is not None
         assert norm.running_var is not None
         gain_C = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        bias_C = norm.bias - norm.running_mean * gain_C
-        weight = conv.weight * gain_C[:, None, None, None]
-        return F.conv2d(x_NCHW, weight, bias_C, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return conv.weight * gain_C[:, None, None, None], norm.bias - norm.running_mean * gain_C
 
 
 class Stem(nn.Module):
