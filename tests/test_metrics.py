@@ -42,7 +42,7 @@ def tell_everything(worker: WorkerMetrics, driver: DriverMetrics) -> None:
     """Every call once, so that every metric gets a number."""
     worker.image(mask_set(REF, 3))
     worker.image(Failure(REF, Status.MISSING, "it is gone"))
-    worker.shard(Receipt(1, {"ok": 1}, 3, True, {}, 1000))
+    worker.shard(Receipt(1, {"ok": 1}, 3, True, {"encode": 2.0, "gpu_busy": 5.0, "gpu_idle": 0.5}, 1000))
     worker.shard(Receipt(2, {"ok": 1}, 3, False, {}, 300))
     worker.queue_wait(0.25)
     worker.queue_wait(3.0, waiting="image")
@@ -84,6 +84,8 @@ def test_what_is_recorded_when() -> None:
         ("stage_busy_seconds_total", "encode"): 0.1,
         ("queue_wait_seconds", "model"): 0.25,
         ("queue_wait_seconds", "image"): 3.0,
+        ("gpu_seconds_total", "busy"): 5.0,
+        ("gpu_seconds_total", "idle"): 0.5,
         ("commits_total", "won"): 1,
         ("commits_total", "lost"): 1,
         ("written_bytes_total",): 1000,

@@ -182,6 +182,15 @@ def test_a_summary_tells_everything_a_person_asks_for() -> None:
     ]
 
 
+def test_a_summary_tells_how_long_gpus_waited() -> None:
+    seen = summary(seconds={"prompt": 9.0, "gpu_busy": 30.0, "gpu_idle": 10.0})
+    assert seen.gpu_idle == 0.25
+    assert "GPU idle     25% of the time" in seen.render()
+    assert "gpu_busy" not in seen.render()
+    assert json.loads(seen.to_json())["gpu_idle"] == 0.25
+    assert "GPU" not in summary(seconds={"prompt": 9.0}).render()
+
+
 def test_a_summary_of_nothing_to_do_divides_by_nothing() -> None:
     text = summary(
         already_done=10, rows={}, failures=(), masks=0, seconds={}, wall_seconds=0.4, shards_written=0
@@ -201,7 +210,7 @@ def test_the_json_summary_is_one_line_with_every_field() -> None:
     text = summary(out="it's/here").to_json()
     content = json.loads(text)
     assert "\n" not in text
-    assert set(Summary.__dataclass_fields__) | {"labeled", "failed", "query"} == set(content)
+    assert set(Summary.__dataclass_fields__) | {"labeled", "failed", "gpu_idle", "query"} == set(content)
     assert content["labeled"] == 4
     assert content["failed"] == 2
     assert content["failures"] == [["6.jpg", "decode_error", "it ends early"]]

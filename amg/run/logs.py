@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from amg.run.pace import Pace
-from amg.values import Failure, MaskSet, Receipt, Status
+from amg.values import Failure, MaskSet, Receipt, Status, stages
 
 
 class JsonLines:
@@ -43,7 +43,7 @@ class JsonLines:
         if isinstance(result, Failure):
             self._write("image", **of, status=str(result.status), reason=result.reason)
         else:
-            seconds = round(sum(result.seconds.values()), 3)
+            seconds = round(sum(stages(result.seconds).values()), 3)
             self._write("image", **of, status=str(Status.OK), masks=len(result), seconds=seconds)
 
     def shard(self, receipt: Receipt) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from amg.values import Failure, Image, MaskSet, Receipt, Status
+from amg.values import GPU_BUSY, GPU_IDLE, Failure, Image, MaskSet, Receipt, Status, stages
 
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal["", "seconds", "bytes"]
@@ -57,6 +57,13 @@ QUEUE_WAIT = Metric(
     ("waiting",),
     SECONDS,
 )
+GPU_SECONDS = Metric(
+    "sam_amg_gpu_seconds_total",
+    "counter",
+    "seconds",
+    "While images were labeled: seconds in which a worker's GPU had work, and in which not.",
+    ("state",),
+)
 COMMITS = Metric(
     "sam_amg_commits_total",
     "counter",
@@ -89,7 +96,7 @@ PLANNED_IMAGES = Metric("sam_amg_planned_images", "gauge", "", "Images of the pl
 GIVEN_UP = Metric("sam_amg_shards_given_up_total", "counter", "", "Shards whose workers died again and again.")
 
 METRICS = (
-    *(IMAGES, MASKS, STAGE, STAGE_BUSY, QUEUE_WAIT, COMMITS, WRITTEN, DEVICE_MEMORY),
+    *(IMAGES, MASKS, STAGE, STAGE_BUSY, QUEUE_WAIT, GPU_SECONDS, COMMITS, WRITTEN, DEVICE_MEMORY),
     *(WORKERS, WORKER_DEATHS, LEASE_WAIT, PLANNED_SHARDS, PLANNED_IMAGES, GIVEN_UP),
 )
 COMMON_LABELS = ("output",)
@@ -124,13 +131,16 @@ class WorkerMetrics:
             return
         self._recorder.record(IMAGES, 1, status=str(Status.OK))
         self._recorder.record(MASKS, len(result))
-        for stage, seconds in result.seconds.items():
+        for stage, seconds in stages(result.seconds).items():
             self._recorder.record(STAGE, seconds, stage=stage)
             self._recorder.record(STAGE_BUSY, seconds, stage=stage)
 
     def shard(self, receipt: Receipt) -> None:
         """A shard is finished, whoever's file it became."""
         self._recorder.record(COMMITS, 1, outcome="won" if receipt.won else "lost")
+        for name in (GPU_BUSY, GPU_IDLE):
+            if name in receipt.seconds:
+                self._recorder.record(GPU_SECONDS, receipt.seconds[name], state=name.removeprefix("gpu_"))
         if receipt.won:
             self._recorder.record(WRITTEN, receipt.size_bytes)
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from amg.run.pace import Pace
-from amg.values import Failure, MaskSet, Receipt, Status
+from amg.values import GPU_BUSY, GPU_IDLE, Failure, MaskSet, Receipt, Status, stages
 
 STAGES_SHOWN = 8
 SECONDS_BETWEEN_LINES = 30.0
@@ -204,6 +204,12 @@ class Summary:
         return sum(self.rows.values()) - self.labeled
 
     @property
+    def gpu_idle(self) -> float | None:
+        """The share of the time in which a GPU had no work, over all workers; None where none was used."""
+        busy, idle = self.seconds.get(GPU_BUSY, 0.0), self.seconds.get(GPU_IDLE, 0.0)
+        return idle / (busy + idle) if busy else None
+
+    @property
     def query(self) -> str:
         """SQL that DuckDB runs on the output as it lies."""
         files = f"{self.out.rstrip('/')}/data/*.parquet".replace("'", "''")
@@ -211,7 +217,7 @@ class Summary:
 
     def to_json(self) -> str:
         """One line of JSON: the fields, the counts drawn from them and the query."""
-        derived = {"labeled": self.labeled, "failed": self.failed, "query": self.query}
+        derived = {"labeled": self.labeled, "failed": self.failed, "gpu_idle": self.gpu_idle, "query": self.query}
         return json.dumps(asdict(self) | derived, ensure_ascii=False)
 
     def render(self) -> str:
@@ -221,6 +227,8 @@ class Summary:
             lines.append(f"  masks        {self.masks}, {self.masks / self.labeled:.1f} an image")
         lines.append(f"  time         {_duration(self.wall_seconds)}{self._stages()}")
         lines.append(f"  peak memory  {self.peak_memory_mb:.0f} MB")
+        if self.gpu_idle is not None:
+            lines.append(f"  GPU idle     {self.gpu_idle:.0%} of the time in which images were labeled")
         if self.arithmetic:
             lines.append(f"  arithmetic   {self.arithmetic}")
         lines.append(
@@ -243,9 +251,9 @@ class Summary:
         return [*lines, f"  and {more} more"] if more > 0 and lines else lines
 
     def _stages(self) -> str:
-        longest = sorted(self.seconds.items(), key=lambda stage: -stage[1])[:STAGES_SHOWN]
-        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in longest if seconds >= 0.05)
-        return f" ({stages})" if stages else ""
+        longest = sorted(stages(self.seconds).items(), key=lambda stage: -stage[1])[:STAGES_SHOWN]
+        told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in longest if seconds >= 0.05)
+        return f" ({told})" if told else ""
 
 
 def _plural(count: int, noun: str) -> str:
