@@ -8,13 +8,15 @@
 # make bench   speed, memory and masks against the reference and against transformers; ARGS='--rows memory'
 #              bench-library: the model alone; bench-photos: 20 free photos; bench-tables: the pages' tables;
 #              bench-scale: plans of millions; bench-ray: what Ray costs
+# make test-gpu    what only a GPU can show, with PYTHON=python3, which has PyTorch for it; bench-gpu: its speed
+#              gpu-wheels: gather in .gpu what a machine with a GPU and without a network lacks
 
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 
 .PHONY: demo docs test test-all wheel chaos check lint format parity bench bench-library bench-photos bench-scale \
-  bench-ray bench-tables constraints clean
+  bench-ray bench-tables gpu-wheels test-gpu bench-gpu constraints clean
 
 demo: .venv/.runs
 	$(BIN)/sam-amg run tests/photos --out demo --config configs/mobile-cpu.yaml
@@ -26,7 +28,7 @@ test: .venv/.tests
 	$(BIN)/pytest
 
 test-all: .venv/.tests
-	$(BIN)/pytest -m "slow or not slow"
+	$(BIN)/pytest -m "not gpu"
 
 wheel: .venv/.tests
 	$(BIN)/pytest -m wheel tests/test_wheel.py
@@ -76,12 +78,21 @@ bench-ray: .venv/.tests
 bench-tables: .venv/.tests
 	$(BIN)/python -m tests.bench.tables
 
+gpu-wheels:
+	$(PYTHON) -m tests.gpu.carry $(ARGS)
+
+test-gpu:
+	$(PYTHON) -m tests.gpu test $(ARGS)
+
+bench-gpu:
+	$(PYTHON) -m tests.gpu bench $(ARGS)
+
 constraints: $(UV)
 	$(UV) pip compile -q --no-emit-index-url --universal --python-version 3.11 --upgrade \
 	  --group check --group peers pyproject.toml -o tests/constraints.txt
 
 clean:
-	rm -rf .venv .uv demo dist .pytest_cache .ruff_cache
+	rm -rf .venv .uv .gpu demo dist .pytest_cache .ruff_cache
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv

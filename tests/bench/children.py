@@ -53,12 +53,18 @@ class Measured:
         return {name: value for name, value in asdict(self).items() if name != "result"}
 
 
-def run_side(side: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Measured:
-    """Do a job in a fresh process, with these variables on top of the present ones."""
+def run_side(
+    side: str,
+    job: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    *,
+    module: str = "tests.bench.sides",
+) -> Measured:
+    """Do a job in a fresh process, by the sides of `module`, with these variables on top of the present ones."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "tests.bench.sides", side, str(report)],
+            [sys.executable, "-W", "ignore", "-m", module, side, str(report)],
             input=json.dumps(job),
             text=True,
             check=True,

@@ -18,8 +18,9 @@ from amg.config import default_points_per_batch
 from amg.geometry import Box, Crop, Size, fit_longest_side
 from amg.kernels.tiles import BLOCKS, SINGLES, drawn_size, tile_size, whole_rows
 from amg.masks.score import Lens
-from amg.sam.config import ARCHITECTURES
+from amg.sam.config import ARCHITECTURES, Architecture
 from amg.sam.factored_image import FactoredImage, factor
+from amg.sam.load import Uninitialised
 from amg.sam.model import Sam, build_sam
 from amg.sam.tinyvit import TinyVit
 from amg.tensors import Embedding, Points
@@ -40,10 +41,11 @@ class Counted:
     logit_bytes: int  # of a point: three masks
 
 
-def count(name: str, image: Size | None = None) -> Counted:
-    """Of an architecture of `amg.sam.config`, for an image of this size; without one, for a square."""
+def count(kind: str | Architecture, image: Size | None = None) -> Counted:
+    """Of an architecture, or one of `amg.sam.config` by name, for an image of this size; without one, for a square."""
+    architecture = ARCHITECTURES[kind] if isinstance(kind, str) else kind
     with torch.device("meta"):
-        sam = build_sam(ARCHITECTURES[name])
+        sam = build_sam(architecture)
     image = image or Size(sam.side, sam.side)
     crop = Crop(Box(0, 0, image.width, image.height), layer=0, index=0)
     resized = fit_longest_side(image, sam.side)
@@ -53,7 +55,7 @@ def count(name: str, image: Size | None = None) -> Counted:
     return Counted(
         encode=counted(lambda: sam.image_encoder(pixels_13SS, *covered)),
         share=counted(lambda: factor(sam.mask_decoder, *([map_of(sam)] * 3))),
-        point=token_flops(name) + shape.flops(),
+        point=token_flops(architecture) + shape.flops(),
         plain_point=counted(lambda: plain(sam)),
         tile_bytes=4 * shape.places * (BLOCKS * shape.channels + shape.upscaled + SINGLES),
         factor_bytes=4 * shape.places * whole_rows(2 * shape.factors + 1),
@@ -78,10 +80,11 @@ def plain(sam: Sam) -> object:
     return sam.mask_decoder(image, image, sparse_12D, image, multimask=True)
 
 
-def token_flops(name: str) -> int:
+def token_flops(architecture: Architecture) -> int:
     """What the factored decoder does with a point's tokens, in PyTorch: counted on a chunk that is really decoded."""
     points = default_points_per_batch("cpu")
-    sam = build_sam(ARCHITECTURES[name])
+    with Uninitialised():
+        sam = build_sam(architecture)
     grid, side = sam.prompt_encoder.grid, Size(sam.side, sam.side)
     whole = Crop(Box(0, 0, sam.side, sam.side), layer=0, index=0)
     features_1DGG = torch.zeros(1, sam.mask_decoder.iou_token.embedding_dim, grid, grid)

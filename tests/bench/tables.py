@@ -1,9 +1,10 @@
-"""The tables of docs/performance.md and of the README, from the measured numbers.
+"""The tables of docs/performance.md, docs/gpu.md and of the README, from the measured numbers.
 
     python -m tests.bench.tables [--check]
 
 A table stands between `<!-- measured: NAME -->` and `<!-- end -->`; what is between them is made from
-docs/performance.json. With --check nothing is written: exit status 1 where a page does not say what the file says.
+docs/performance.json and docs/gpu.json. With --check nothing is written: exit status 1 where a page does not say what
+the files say.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.bench import on_gpu_tables
+from tests.bench.markdown import megabytes, seconds, table
 from tests.bench.results import read
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "performance.json"
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+ON_GPU = ROOT / "docs" / "gpu.json"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "gpu.md", ROOT / "README.md")
 PLACE = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = dict[str, Any]
@@ -47,14 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
     stale = [page for page in PAGES if filled(page.read_text(), results()) != page.read_text()]
     for page in stale:
         if arguments:
-            print(f"{page.name} does not say what {RESULTS.name} says; run: make bench-tables", file=sys.stderr)
+            numbers = f"{RESULTS.name} and {ON_GPU.name}"
+            print(f"{page.name} does not say what {numbers} say; run: make bench-tables", file=sys.stderr)
         else:
             page.write_text(filled(page.read_text(), results()))
     return 1 if arguments and stale else 0
 
 
 def results() -> Rows:
-    return read(RESULTS) if RESULTS.exists() else {}
+    """Those of the GPU under `gpu NAME`."""
+    on_gpu = read(ON_GPU) if ON_GPU.exists() else {}
+    return (read(RESULTS) if RESULTS.exists() else {}) | {f"gpu {name}": row for name, row in on_gpu.items()}
 
 
 def filled(page: str, rows: Rows) -> str:
@@ -238,11 +245,6 @@ def usual(rows: Rows) -> bool:
     return all(rows[name]["size"] == [1800, 1200] for name in CASES if name in rows)
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    rule = ["---"] * len(head)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
-
-
 def of_row(name: str, body: Callable[[Row], str]) -> Callable[[Rows], str]:
     """A table of what one row says, and where that was measured."""
 
@@ -277,15 +279,6 @@ def machine(row: Row) -> str:
     )
 
 
-def seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
-
-
-def megabytes(value: float) -> str:
-    """From units of 2^20 bytes."""
-    return f"{value * 2**20 / 1e9:.2f} GB"
-
-
 OF_ROWS = {
     "memory": memory,
     "ceiling": ceiling,
@@ -299,6 +292,7 @@ TABLES: Mapping[str, Callable[[Rows], str]] = {
     "generator": generator,
     "summary": summary,
     **{name: of_row(name, body) for name, body in OF_ROWS.items()},
+    **on_gpu_tables.TABLES,
 }
 
 if __name__ == "__main__":
