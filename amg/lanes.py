@@ -38,6 +38,10 @@ class Lanes:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def forget(self) -> None:
+        """Let go of all workspaces; a thread that is at work keeps its own until it is done."""
+        self._own = threading.local()
+
     def close(self) -> None:
         """Wait for the work in hand, drop what has not begun."""
         if self._executor is not None:

@@ -42,6 +42,8 @@ class Busy:
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
         self._began = self._mark()
+        if isinstance(self._began, torch.cuda.Event):
+            self._began.synchronize()
         self._spans: list[Span] = []
         self._lock = threading.Lock()
         self._own = threading.local()

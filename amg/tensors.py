@@ -170,9 +170,9 @@ class Candidates:
         logits_V = torch.cat([part.logits_V for part in parts])
         return Candidates(**columns, start_K=torch.cat(starts), logits_V=logits_V)
 
-    def to_host(self) -> dict[str, NDArray[Any]]:
-        """Every column by its name, as arrays."""
-        return {f.name: to_host(getattr(self, f.name)) for f in fields(self)}
+    def columns_to_host(self) -> dict[str, NDArray[Any]]:
+        """Every column by its name, as arrays; the logits stay where they are."""
+        return {name: to_host(getattr(self, name)) for name in (*_ROW_COLUMNS, "start_K")}
 
     def __repr__(self) -> str:
         return f"Candidates({len(self)}, {len(self.logits_V) * 4 / 2**20:.1f} MiB of logits)"

@@ -152,6 +152,7 @@ for kernel in (score._sort_blocks, score._evaluate_blocks, draw._walk):
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
     """With as many fused multiplications for a pixel as the reference has, none of which flushes small numbers to 0."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -34,6 +36,17 @@ def test_lanes_work_at_the_same_time_and_have_their_own_workspace() -> None:
         again = list(lanes.map(work, range(2)))
     assert len(set(found)) == 2
     assert set(again) == set(found)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_forgotten_workspaces_are_gone_and_others_take_their_place(count: int) -> None:
+    with Lanes(count) as lanes:
+        before = list(lanes.map(lambda _, workspace: weakref.ref(workspace), range(4)))
+        assert all(workspace() for workspace in before)
+        lanes.forget()
+        gc.collect()
+        assert not any(workspace() for workspace in before)
+        assert len(list(lanes.map(lambda _, workspace: workspace.like(torch.ones(1), "x", 3), range(4)))) == 4
 
 
 def _threads_in_use(*_: object) -> int:

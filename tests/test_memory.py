@@ -123,6 +123,20 @@ def test_chunks_are_halved_until_they_fit_and_the_masks_are_the_same(
     assert found.funnel == expected.funnel
 
 
+def test_smaller_chunks_do_not_keep_the_memory_of_larger_ones() -> None:
+    seen: dict[int, set[int]] = {}
+    kept: list[object] = []
+
+    class Notes(HungrySam):
+        def decode(self, image: Embedding, points: Points, workspace: object = None) -> MaskLogits:
+            kept.append(workspace)  # so that no other one takes its place in memory
+            seen.setdefault(len(points), set()).add(id(workspace))
+            return HungrySam.decode(self, image, points, workspace)
+
+    generate_masks(picture(120, 160), Notes(room=8).as_sam(), **GRID)
+    assert not seen[16] & seen[8]
+
+
 def test_a_single_image_that_does_not_fit_point_by_point_raises() -> None:
     hungry = HungrySam(room=0, error=MemoryError("not even one"))
     with pytest.raises(MemoryError, match="not even one"):

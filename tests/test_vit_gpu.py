@@ -339,7 +339,8 @@ print(built.metadata.shared, built.asm["ptx"].count("wgmma.mma_async"), len(buil
 """
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_kernel_compiles_for_hopper(kernel: Any, tmp_path: Path, dtype: str) -> None:
     """For the published heads of 80: with matrix instructions, and in the shared memory of a multiprocessor."""
     done = run(COMPILE, dtype, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))

@@ -49,14 +49,15 @@ class HostPencil:
     """From the windows of the logits, on the host; `lenses` are those of the crops."""
 
     def __init__(self, candidates: Candidates, lenses: Sequence[Lens], image: Size, threshold: float) -> None:
-        self._columns, self._lenses, self._image, self._threshold = candidates.to_host(), lenses, image, threshold
+        self._columns, self._logits_V = candidates.columns_to_host(), to_host(candidates.logits_V)
+        self._lenses, self._image, self._threshold = lenses, image, threshold
 
     def window(self, k: int) -> runs.Window:
         columns = self._columns
         rows, width = columns["window_K4"][k, 2:]
         start = columns["start_K"][k]
         return runs.draw(
-            columns["logits_V"][start : start + rows * width],
+            self._logits_V[start : start + rows * width],
             columns["window_K4"][k],
             columns["box_K4"][k],
             self._lenses[columns["crop_K"][k]],
@@ -124,7 +125,7 @@ def draw_masks(
     lanes: Lanes,
 ) -> MaskSet:
     """The masks of an image from its candidates, in their order, drawn with the pencil that was made for them."""
-    columns = candidates.to_host()
+    columns = candidates.columns_to_host()
     min_area = settings.min_mask_region_area
 
     def draw(k: int, _: Workspace) -> _Drawn:

@@ -51,6 +51,7 @@ class WithinMemory:
                     self._limits = min(self._limits, limits)
                 return masks
             limits = smaller
+            self._labeler.lanes.forget()  # room for the larger chunk is no use any more
             if self._labeler.sam.device.type == "cuda":
                 torch.cuda.empty_cache()
 
