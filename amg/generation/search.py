@@ -1,8 +1,9 @@
 """All prompts of one crop: decode, score, filter, remove doubles, and keep what is needed to draw the survivors.
 
 `HostSearch` takes candidates as they come, chunk by chunk and on all cores. `DeviceSearch` asks a device for the
-numbers of all chunks before it looks at any of them, so that the device never waits for the host between the first
-prompt and the last; what the filters need comes down at once. Both give the same candidates.
+numbers of all chunks before it looks at any of them; what the filters need comes down at once. Between the first prompt
+and the last the host then waits for nothing, with kernels of ours; PyTorch's operators make it wait twice a chunk for
+how many blocks of pixels are to be looked at again. Both give the same candidates.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def score(masks: MaskLogits, lens: Lens, settings: GenerateSettings, shelf: Shel
 
 
 class Tray:
-    """Scores of all masks of one crop, chunk after chunk, on the device: it is given work and never waited for."""
+    """Scores of all masks of one crop, chunk after chunk, on the device."""
 
     def __init__(self, lens: Lens, settings: GenerateSettings, kernels: DeviceKernels) -> None:
         self._lens, self._settings, self._kernels = lens, settings, kernels
