@@ -42,8 +42,8 @@ class ModelSettings(Section):
         default=None,
         ge=1,
         le=256,
-        description="Crops that the image encoder takes at once, of several images where one has fewer; null: 1 on a "
-        "CPU, 4 on a GPU.",
+        description="Crops that the image encoder takes at once, of several images where one has fewer; null: 4 on "
+        "CUDA, else 1.",
     )
     kernels: Literal["torch", "triton"] = Field(
         default="torch",
@@ -161,7 +161,7 @@ class MemorySettings(Section):
         default=None,
         ge=1,
         description="Logits kept of the candidates of one crop; beyond it survivors are decoded a second time. null: "
-        "256 on a CPU, 1024 of the GPU's.",
+        "1024 on CUDA, of the GPU's, else 256.",
     )
     ahead_mb: int = Field(
         default=768,
@@ -343,12 +343,12 @@ def default_points_per_batch(kind: str) -> int:
 
 def default_encoder_batch(kind: str) -> int:
     """Crops that the image encoder takes at once on a kind of device."""
-    return 1 if kind == "cpu" else 4
+    return 4 if kind == "cuda" else 1
 
 
 def default_candidates_mb(kind: str) -> int:
     """MiB of logits that are kept of a crop's candidates: on a GPU those of 1024 points and more."""
-    return 256 if kind == "cpu" else 1024
+    return 1024 if kind == "cuda" else 256
 
 
 NOT_IN_FINGERPRINT = (

@@ -59,14 +59,14 @@ def generate_masks(
 ) -> MaskSet | Iterator[MaskSet | Failure]:
     """All masks of one image, or one result for each image of an iterable, in its order.
 
-    On a CPU an image is taken from the iterable when the one before it is done; on a GPU some are under way at once.
+    On a CPU an image is taken from the iterable when the one before it is done; on CUDA some are under way at once.
 
     images: HxWx3 uint8 RGB, a PIL image, an `Image`, or an iterable of these; a `Failure` in it passes through.
     settings: or the same by name, as the original package names them: `generate_masks(image, sam, points_per_side=16)`.
-    candidates_mb: MiB of logits kept of a crop's candidates; beyond it survivors are decoded a second time. None: 256
-    on a CPU, 1024 on a GPU.
+    candidates_mb: MiB of logits kept of a crop's candidates; beyond it survivors are decoded a second time. None: 1024
+    on CUDA, else 256.
     encoder_batch: crops that the image encoder takes at once, of several images where one has fewer; changes the last
-    digits. None: 1 on a CPU, 4 on a GPU.
+    digits. None: 4 on CUDA, else 1.
 
     In an iterable, an image that runs out of memory becomes a `Failure`; a single image raises.
     Raises ConfigError for wrong settings and for what is no model, AmgError for what is no image.
@@ -86,8 +86,8 @@ def generate_masks(
 
 
 def scores_on_host(kind: str) -> bool:
-    """Whether masks are scored by kernels for the processor; elsewhere it is done where the logits are."""
-    return kind == "cpu"
+    """Whether masks are scored by kernels for the processor: all but on CUDA, as other devices lack float64."""
+    return kind != "cuda"
 
 
 def _as_images(items: Iterable[Pixels | Failure]) -> Iterator[Image | Failure]:

@@ -241,6 +241,10 @@ def test_time_in_which_two_threads_work_counts_once(monkeypatch: pytest.MonkeyPa
     assert busy.settle() == 0.0
 
 
+def test_devices_without_float64_leave_the_scores_to_the_host() -> None:
+    assert [kind for kind in ("cpu", "cuda", "mps") if not generate.scores_on_host(kind)] == ["cuda"]
+
+
 def test_on_a_cpu_there_are_no_streams() -> None:
     with Streams(torch.device("cpu")).own():
         assert torch.zeros(1).device.type == "cpu"

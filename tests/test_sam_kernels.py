@@ -11,6 +11,7 @@ from amg.config import load_config
 from amg.errors import ConfigError
 from amg.geometry import Box, Crop, Size
 from amg.run import local
+from amg.run.progress import Silent
 from amg.sam import faster, load, model
 from amg.sam.config import Architecture, DecoderConfig, VitConfig
 from amg.sam.factored_image import FactoredImage
@@ -18,7 +19,7 @@ from amg.sam.fused import FusedImage
 from amg.sam.load import load_sam, use_fewer_bits
 from amg.sam.model import Sam, build_sam
 from amg.tensors import Batch, Points
-from tests import parity
+from tests import parity, reference_amg
 from tests.sam_reference import assert_near, draw_weights, pixels
 
 TINY = Architecture(
@@ -79,6 +80,16 @@ def test_kernels_are_refused_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ConfigError, match="the model is on cpu; use kernels 'torch'"):
         load_sam(parity.find_weights(None), kernels="triton")
+
+
+def test_a_job_without_a_gpu_refuses_kernels_before_it_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    config = load_config(overrides={"model.kernels": "triton", "run.device": "cpu"})
+    with pytest.raises(
+        ConfigError, match=r"model\.kernels is triton and the job runs on cpu: .*use torch, or --device"
+    ):
+        local.run_local([str(reference_amg.PHOTOS)], str(tmp_path / "out"), config, observer=Silent())
+    assert not (tmp_path / "out" / "_plan").exists()
 
 
 def test_a_worker_opens_the_model_as_its_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Images one after the other, each on all cores."""
+"""Images one after the other, each on all cores; of a model on another device the logits come to the host."""
 
 from __future__ import annotations
 
@@ -27,19 +27,23 @@ class OnHost:
 
     def one(self, image: Image) -> MaskSet:
         """The masks of one image; raises where it runs out of memory."""
-        with Lanes(torch.get_num_threads()) as lanes:
+        with self._lanes() as lanes:
             return self._within_memory(lanes).label([image])[0]
 
     def each(self, items: Iterable[Image | Failure]) -> Iterator[MaskSet | Failure]:
         """A result for each item, which is taken when the one before it is done."""
-        with Lanes(torch.get_num_threads()) as lanes:
+        with self._lanes() as lanes:
             label = self._within_memory(lanes).label_or_say_why_not
             for item in items:
                 result = item if isinstance(item, Failure) else label([item])[0]
                 del item  # or a large image would wait for the next one beside it
                 yield result
 
+    def _lanes(self) -> Lanes:
+        """On a CPU a thread for each core that PyTorch was given; elsewhere one, with work for all of the device."""
+        return Lanes(torch.get_num_threads() if self.sam.device.type == "cpu" else 1)
+
     def _within_memory(self, lanes: Lanes) -> WithinMemory:
-        limits = Limits(self.batch, self.settings.points_per_batch or default_points_per_batch("cpu"))
+        limits = Limits(self.batch, self.settings.points_per_batch or default_points_per_batch(self.sam.device.type))
         search = HostSearch(self.sam, self.settings, self.room, lanes)
         return WithinMemory(Labeler(self.sam, self.settings, search, lanes), limits, remember=False)

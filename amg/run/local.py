@@ -71,6 +71,7 @@ def settle(config: Config, plan: Plan | None, *, devices: Sequence[str] | None =
     elif unknown is not None:
         machine.ask_torch(["cpu"], unknown, "parity")
     gpu_memory.check_fraction(config.memory.fraction, devices)
+    machine.check_kernels(config.model.kernels, devices)
     config = pin(config, plan, devices)
     per_image = expected_seconds_per_image(config, devices[0])
     return Settled(

@@ -38,6 +38,16 @@ def pick_devices(run: RunSettings, *, weights: Path | None = None, precision: st
     return [names[n % len(names)] for n in range(run.workers or len(names))]
 
 
+def check_kernels(kernels: str, devices: Sequence[str]) -> None:
+    """ConfigError for Triton kernels on devices that are no GPUs; Triton's interpreter takes any for one."""
+    others = sorted({name for name in devices if not name.startswith("cuda")})
+    if kernels == "triton" and others and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError(
+            f"model.kernels is triton and the job runs on {', '.join(others)}: Triton kernels run on CUDA devices; use "
+            "torch, or --device cuda"
+        )
+
+
 def cores() -> int:
     """Threads that a model has to itself: OMP_NUM_THREADS, else the cores that this process may use."""
     said = os.environ.get("OMP_NUM_THREADS", "")
