@@ -113,7 +113,7 @@ def test_tiny_numbers_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "its numbers say nothing" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         on_gpu.main(["--rows", "speed"])
-    assert "there is no speed; wanted some of default, sa1b" in capsys.readouterr().err
+    assert "there is no row speed; rows: default, sa1b" in capsys.readouterr().err
 
 
 def told(**changed: Any) -> on_gpu_rows.Told:

@@ -20,15 +20,10 @@ row misses its bar. `python -m tests.bench.library` measures the model without t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tests import reference_amg
 from tests.bench import (
     against_pipeline,
     against_reference,
@@ -37,19 +32,12 @@ from tests.bench import (
     memory,
     options,
     precision,
-    results,
     same_masks,
 )
+from tests.bench.measuring import Measurement, measure_rows, some_of
 from tests.bench.options import Options
 
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    measure: Callable[[Options], dict[str, Any]]
-    lines: Callable[[dict[str, Any]], list[str]]
-
-
-ROWS: Mapping[str, Measurement] = {
+ROWS: Mapping[str, Measurement[Options]] = {
     "reference": Measurement(against_reference.default_row, against_reference.lines),
     "tuned": Measurement(against_reference.tuned_row, against_reference.lines),
     "sa1b": Measurement(against_reference.sa1b_row, against_reference.lines),
@@ -66,35 +54,17 @@ ROWS: Mapping[str, Measurement] = {
 def main(arguments: list[str] | None = None) -> int:
     parsed = parse(arguments)
     told = options.from_arguments(parsed)
-    document = {}
-    for name in parsed.rows:
-        print(f"{name}:", flush=True)
-        started = time.perf_counter()
-        document[name] = results.finished(name, ROWS[name].measure(told), told.threads)
-        for line in ROWS[name].lines(document[name]):
-            print(f"  {line}")
-        passed = "passed" if document[name]["passed"] else "MISSED"
-        print(f"  {passed}, after {time.perf_counter() - started:.0f} s of measuring", flush=True)
-        results.save({name: document[name]}, parsed.save)
-    print(json.dumps(document, default=reference_amg.plain))
-    return 0 if all(row["passed"] for row in document.values()) else 1
+    return measure_rows(ROWS, parsed.rows, told, save=parsed.save)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=known_rows, default=list(ROWS), help="some of them, with commas; all")
+    parser.add_argument("--rows", type=some_of("row", ROWS), default=list(ROWS), help="some of them, with commas; all")
     parser.add_argument("--save", type=Path, help="put the results into this file, beside others that are there")
     options.add_options(parser)
     return parser.parse_args(arguments)
-
-
-def known_rows(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in ROWS]:
-        raise argparse.ArgumentTypeError(f"there is no row {', '.join(unknown)}; rows: {', '.join(ROWS)}")
-    return names
 
 
 if __name__ == "__main__":

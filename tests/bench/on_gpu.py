@@ -16,34 +16,24 @@ document. Exit status 1 when a row misses its bar. Without a CUDA device there i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tests import parity, reference_amg
 from tests.bench import on_gpu_rows as rows
-from tests.bench import results
+from tests.bench.measuring import Measurement, measure_rows, some_of
 from tests.bench.on_gpu_photos import SIZES
 from tests.bench.on_gpu_rows import Told
 
 TINY = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    measure: Callable[[Told], dict[str, Any]]
-    lines: Callable[[dict[str, Any]], list[str]]
-
-
-ROWS: Mapping[str, Measurement] = {
+ROWS: Mapping[str, Measurement[Told]] = {
     "default": Measurement(rows.default_row, rows.speed_lines),
     "sa1b": Measurement(rows.sa1b_row, rows.speed_lines),
     "cold": Measurement(rows.cold_row, rows.cold_lines),
@@ -60,21 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    document = {}
     with tempfile.TemporaryDirectory() as temporary:
         told = told_by(parsed, Path(temporary))
-        for name in parsed.rows:
-            print(f"{name}:", flush=True)
-            started = time.perf_counter()
-            row = ROWS[name].measure(told) | {"device": rows.described(told.device), "tiny": parsed.tiny}
-            document[name] = results.finished(name, row, told.threads)
-            for line in ROWS[name].lines(document[name]):
-                print(f"  {line}")
-            passed = "passed" if document[name]["passed"] else "MISSED"
-            print(f"  {passed}, after {time.perf_counter() - started:.0f} s of measuring", flush=True)
-            results.save({name: document[name]}, parsed.save)
-    print(json.dumps(document, default=reference_amg.plain))
-    return 0 if all(row["passed"] for row in document.values()) else 1
+        device = rows.described(told.device)
+        return measure_rows(ROWS, parsed.rows, told, save=parsed.save, device=device, tiny=parsed.tiny)
 
 
 def told_by(parsed: argparse.Namespace, folder: Path) -> Told:
@@ -99,10 +78,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.on_gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=some_of(ROWS), default=list(ROWS), help="some of them, with commas; all")
-    parser.add_argument("--models", type=some_of(rows.MODELS), default=["vit_h", "vit_b", "vit_t"])
-    parser.add_argument("--precisions", type=some_of(("parity", "fast")), default=["parity", "fast"])
-    parser.add_argument("--sizes", type=some_of(SIZES), default=[name for name in SIZES if name != "64x48"])
+    parser.add_argument("--rows", type=some_of("row", ROWS), default=list(ROWS), help="some of them, with commas; all")
+    parser.add_argument("--models", type=some_of("model", rows.MODELS), default=["vit_h", "vit_b", "vit_t"])
+    parser.add_argument("--precisions", type=some_of("precision", ("parity", "fast")), default=["parity", "fast"])
+    parser.add_argument("--sizes", type=some_of("size", SIZES), default=[name for name in SIZES if name != "64x48"])
     parser.add_argument("--kernels", choices=["torch", "triton"], default="torch")
     parser.add_argument("--images", type=int, help="photos of `idle` and `agreement`; 200, with --tiny 3")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of one photo")
@@ -121,16 +100,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if parsed.tiny:
         parsed.models, parsed.repeats = ["tiny"], 1
     return parsed
-
-
-def some_of(known: Any) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = [name.strip() for name in text.split(",")]
-        if unknown := [name for name in found if name not in known]:
-            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; wanted some of {', '.join(known)}")
-        return found
-
-    return names
 
 
 if __name__ == "__main__":
