@@ -19,7 +19,6 @@ from amg.config import Config
 from amg.errors import ConfigError
 from amg.run.leases import Lease
 from amg.run.pool import Ended, Worker
-from amg.run.ray_session import is_answered
 from amg.run.ray_worker import RayWorker
 from amg.run.shard import Job, OpenLabel
 from amg.run.worker import Broken, Message, sendable
@@ -93,8 +92,7 @@ class RayCrew:
         self._job, self._open_label = ray.put(job), ray.put(open_label)
         self._actors: dict[Worker, _Actor] = {}
         self._looked = -SECONDS_BETWEEN_LOOKS
-        self._alive: dict[str, str] = {}
-        self._lost: set[str] = set()
+        self._alive: set[str] = set()
         self._leaving: set[str] = set()
         self._room = 1
 
@@ -189,14 +187,6 @@ class RayCrew:
             return Ended(f"because memory ran out on {worker.where}", "out_of_memory")
         return Ended(f"{_how(error)} ({worker.where})")
 
-    def _is_lost(self, node: str | None) -> bool:
-        """Whether the machine is gone. Ray takes a while to notice; its port tells at once."""
-        if node is None:
-            return False
-        if node in self._alive and not is_answered(self._alive[node], 2.0):
-            self._lost.add(node)
-        return node not in self._alive or node in self._lost
-
     def kill(self, worker: Worker) -> None:
         """Whether it can hear that or not (it may be stopped), it counts as gone: another one may have its shard."""
         actor = self._actors[worker]
@@ -215,8 +205,8 @@ class RayCrew:
         if not now and time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
             return
         self._looked = time.monotonic()
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._lost]
-        self._alive = {n["NodeID"]: f"{n['NodeManagerAddress']}:{n['NodeManagerPort']}" for n in nodes}
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        self._alive = {node["NodeID"] for node in nodes}
         self._leaving = _draining()
         self._room = sum(self._reserved.fit(n["Resources"]) for n in nodes if n["NodeID"] not in self._leaving)
 
